@@ -1,0 +1,305 @@
+"""What every module shares: where files live, which device and ranks there are, progress and metrics.
+
+In: the environment of the process (paths, torchrun's ranks). Out: Path, Dist, Progress, MetricsLog.
+Nothing here knows about models or tokens.
+"""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+STAGES = ("base", "mid", "sft", "rl")
+
+# Dense bf16 FLOP/s that the makers publish, by a part of the device's name, most specific first.
+PEAK_FLOPS = {
+    "GB200": 2.5e15,
+    "B200": 2.25e15,
+    "H200": 989e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "RTX 5090": 209.5e12,
+    "RTX 4090": 165.2e12,
+    "RTX 4080": 97.5e12,
+    "RTX 4070": 58.3e12,
+    "RTX 3090": 71e12,
+    "RTX 3060": 25.5e12,
+    "T4": 65e12,
+}
+
+
+def base_dir() -> Path:
+    """Folder of all artifacts: `$NANOCHAT_BASE_DIR`, or `~/.cache/nanochat`. Made on first use."""
+    path = Path(os.environ.get("NANOCHAT_BASE_DIR") or Path.home() / ".cache" / "nanochat").expanduser()
+    path.mkdir(parents=True, exist_ok=True)
+    return path
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Replace a file whole: a crash leaves the old content or the new, never half."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(temporary, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+def write_json(path: Path, value) -> None:
+    """Replace a JSON file whole (see `write_bytes`)."""
+    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
+
+
+def read_json(path: Path):
+    """The value in a JSON file. ValueError naming the file if it is not JSON."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{path} is not a valid JSON file ({error}).") from error
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Devices and ranks
+
+
+@dataclass(frozen=True)
+class Dist:
+    """This process among its peers. The collectives do nothing when it is alone, so callers never ask."""
+
+    rank: int = 0
+    local_rank: int = 0
+    world_size: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
+        """Reduce in place over all ranks; op is "sum", "max" or "min". Returns the tensor."""
+        if self.world_size > 1:
+            dist.all_reduce(tensor, op={"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}[op])
+        return tensor
+
+    def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
+        """Overwrite the tensor on all ranks with the one of `source`. Returns the tensor."""
+        if self.world_size > 1:
+            dist.broadcast(tensor, src=source)
+        return tensor
+
+    def gather_objects(self, value) -> list:
+        """Every rank's value, in rank order, on every rank (plain data only: the wire format is torch's own)."""
+        if self.world_size == 1:
+            return [value]
+        values: list = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def print(self, *args, **kwargs) -> None:
+        """Print on the main rank only."""
+        if self.is_main:
+            print(*args, **kwargs, flush=True)
+
+
+def pick_device(name: str = "auto") -> torch.device:
+    """`auto` is CUDA, then Apple's GPU, then the CPU. SystemExit if a device is asked for that is not here."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise SystemExit("--device=cuda, but torch sees no CUDA GPU here. Use --device=auto, or install a CUDA build.")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise SystemExit("--device=mps, but torch sees no Apple GPU here. Use --device=auto.")
+    return device
+
+
+@contextmanager
+def setup(device: str = "auto") -> Iterator[Dist]:
+    """Join the ranks that torchrun started (or be alone), and leave them on the way out."""
+    chosen = pick_device(device)
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
+    if chosen.type == "cuda":
+        chosen = torch.device("cuda", local_rank)
+        torch.cuda.set_device(chosen)
+        torch.set_float32_matmul_precision("high")
+    if world_size > 1:
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+    try:
+        yield Dist(rank, local_rank, world_size, chosen)
+    finally:
+        if world_size > 1:
+            dist.destroy_process_group()
+
+
+def compute_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where the hardware multiplies it fast, else fp32 (CPUs without AMX multiply bf16 slower than fp32)."""
+    if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
+        return torch.bfloat16
+    return torch.float32
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """Published dense bf16 FLOP/s of the device; None if it is not in the table (then no MFU is reported)."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
+
+
+def synchronize(device: torch.device) -> None:
+    """Wait until the device has done all work queued so far, so that a clock reads true."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()
+
+
+def peak_memory(device: torch.device) -> int:
+    """Bytes: the most that this process has held, on the GPU if it uses one, else resident in memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    import resource  # not on Windows
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def describe_machine(device: torch.device) -> dict:
+    """What the report says of the machine: processor, cores, memory, GPU, versions, commit. JSON values only."""
+    processor = platform.processor() or platform.machine()
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        names = [line.split(":", 1)[1].strip() for line in cpuinfo.read_text().splitlines() if "model name" in line]
+        processor = names[0] if names else processor
+    machine = {
+        "platform": platform.platform(terse=True),
+        "processor": processor,
+        "cores": os.cpu_count(),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
+        "commit": git_commit(),
+    }
+    if hasattr(os, "sysconf") and "SC_PHYS_PAGES" in os.sysconf_names:
+        machine["memory_gib"] = round(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / 2**30, 1)
+    if device.type == "cuda":
+        machine["gpus"] = torch.cuda.device_count()
+    return machine
+
+
+def git_commit() -> str:
+    """Short hash of the checkout that this file is in, with `+` if it has changes; "" outside git."""
+    here = Path(__file__).resolve().parent
+    try:
+        run = lambda *a: subprocess.run(["git", *a], cwd=here, capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731
+        return run("rev-parse", "--short", "HEAD") + ("+" if run("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return ""
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# What a person sees while work goes on, and what is kept of it
+
+
+def format_seconds(seconds: float) -> str:
+    """65.2 -> "1:05", 3700 -> "1:01:40"."""
+    seconds = max(0, round(seconds))
+    hours, minutes, seconds = seconds // 3600, seconds // 60 % 60, seconds % 60
+    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
+
+
+class Progress:
+    """One line that says which stage runs, how far it is, how fast, and how long it will take.
+
+    On a terminal the line redraws itself; in a log file a new line is written every `every` seconds.
+    """
+
+    def __init__(self, stage: str, total: float, unit: str = "step", dist: Dist = Dist(), done: float = 0, every: float = 10):
+        self.stage, self.total, self.unit, self.dist, self.every = stage, total, unit, dist, every
+        self.start_done, self.start = done, time.monotonic()
+        self.shown = float("-inf")
+        self.live = dist.is_main and sys.stderr.isatty()
+
+    def update(self, done: float, **fields) -> None:
+        """`fields` are shown as they are, name then value: update(12, loss="3.21", rate="6,012 tok/s")."""
+        now = time.monotonic()
+        finished = done >= self.total
+        if not self.dist.is_main or (now - self.shown < (0.1 if self.live else self.every) and not finished):
+            return
+        self.shown = now
+        elapsed = now - self.start
+        advanced = done - self.start_done
+        left = elapsed / advanced * (self.total - done) if advanced > 0 else None
+        fraction = min(1.0, done / self.total) if self.total else 1.0
+        bar = "━" * round(20 * fraction) + "╌" * (20 - round(20 * fraction))
+        time_text = f"{format_seconds(elapsed)} taken" if finished else f"{format_seconds(left)} left" if left is not None else ""
+        values = "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in fields.items())
+        line = f"{self.stage:<14} {bar} {done:,.0f}/{self.total:,.0f} {self.unit}  {values}  {time_text}"
+        if self.live:
+            width = os.get_terminal_size(sys.stderr.fileno()).columns
+            sys.stderr.write("\r\x1b[K" + line[: width - 1] + ("\n" if finished else ""))
+        else:
+            sys.stderr.write(line + "\n")
+        sys.stderr.flush()
+
+    def message(self, text: str) -> None:
+        """A line above the bar."""
+        if self.dist.is_main:
+            sys.stderr.write(("\r\x1b[K" if self.live else "") + text + "\n")
+            sys.stderr.flush()
+            self.shown = float("-inf") if self.live else self.shown
+
+
+class MetricsLog:
+    """Scalars by step in a JSONL file. Opened at step N it forgets what was logged after N, so that a resumed
+    run ends with the same file as one that was never interrupted."""
+
+    def __init__(self, path: Path, step: int = 0, dist: Dist = Dist()):
+        self.path, self.dist = path, dist
+        if dist.is_main:
+            kept = [row for row in self.read(path) if row["step"] <= step and step > 0]
+            write_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
+
+    def log(self, step: int, **scalars: float) -> None:
+        if self.dist.is_main:
+            with open(self.path, "a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **scalars}) + "\n")
+
+    @staticmethod
+    def read(path: Path) -> list[dict]:
+        """Every row; [] if there is no file. A last line cut short by a crash is left out."""
+        if not path.exists():
+            return []
+        rows = []
+        for line in path.read_text(encoding="utf-8").splitlines():
+            try:
+                rows.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return rows
