@@ -1,0 +1,125 @@
+"""What every task shares: the Task class, the form of a multiple-choice question, and mixtures of tasks.
+
+In: a split ("train" or "test") and whatever facts a task is made of. Out: conversations whose last message is the
+reference answer, and a verdict on a model's own answer. Everything is the same on every machine and in every run.
+"""
+
+from collections.abc import Sequence
+from hashlib import blake2b
+from typing import Protocol
+
+import numpy as np
+
+SPLITS = ("train", "test")
+LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
+
+
+class Answer(Protocol):
+    """What `Task.grade` looks at; `engine.Completion` is one."""
+
+    text: str  # what a reader sees: no special tokens, no code, no tool output
+    parts: list[dict]  # the same as a conversation's content: [{"type": "text" | "python" | "python_output", "text"}]
+
+
+class Task:
+    """A list of conversations with reference answers, and how an answer is judged.
+
+    `kind` is "categorical" (the conversation has "letters", and the answer is one of them) or "generative" (any text).
+    `chance` is the accuracy of guessing. `endless` tasks give another item for every index, past their length too.
+    """
+
+    name: str
+    kind: str = "generative"
+    chance: float = 0.0
+    endless: bool = False
+
+    def __init__(self, split: str):
+        if split not in SPLITS:
+            raise ValueError(f"{type(self).__name__}: split must be one of {', '.join(SPLITS)}, not {split!r}.")
+        self.split = split
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def __getitem__(self, index: int) -> dict:
+        """The conversation at `index`; its last message is the reference answer. IndexError past the end."""
+        raise NotImplementedError
+
+    def grade(self, conversation: dict, completion: Answer) -> bool:
+        """Is the completion right? Categorical tasks compare the letter; generative ones override this."""
+        if self.kind != "categorical":
+            raise NotImplementedError(f"{type(self).__name__} is generative and must define grade().")
+        return completion.text.strip() == reference_text(conversation)
+
+
+def generator(*keys: object) -> np.random.Generator:
+    """Random numbers that depend on the keys alone: `generator("Arithmetic", "train", 7)`."""
+    digest = blake2b("\x1f".join(map(str, keys)).encode("utf-8"), digest_size=16).digest()
+    return np.random.default_rng(int.from_bytes(digest, "little"))
+
+
+def pick(rng: np.random.Generator, options: Sequence):
+    """One of the options, unchanged (`rng.choice` would turn it into a numpy value)."""
+    return options[int(rng.integers(len(options)))]
+
+
+def exchange(question: str, answer: str | list[dict]) -> list[dict]:
+    """One user message and the assistant's reply; `answer` is a text or a list of parts."""
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+
+
+def visible_text(content: str | list[dict]) -> str:
+    """What a reader sees of a message: its text parts, without code and tool output."""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content if part["type"] == "text")
+
+
+def reference_text(conversation: dict) -> str:
+    """The visible text of the reference answer."""
+    return visible_text(conversation["messages"][-1]["content"])
+
+
+def render_multiple_choice(question: str, letters: Sequence[str], choices: Sequence[str]) -> str:
+    """The one form in which all categorical tasks ask.
+
+    The letter follows its choice, since a small model binds it better to what it has just read; and there is no space
+    before it, so that it is the very token of the answer.
+    """
+    lines = "".join(f"- {choice}={letter}\n" for choice, letter in zip(choices, letters, strict=True))
+    return f"{question}\n{lines}Answer with one letter."
+
+
+class TaskMixture:
+    """Several tasks as one, in an order shuffled by the seed.
+
+    Each entry is (task, amount): an int is a number of conversations, a float a number of passes over the task.
+    Past its end an endless task goes on with new items; any other repeats, every pass in another order.
+    """
+
+    def __init__(self, entries: Sequence[tuple[Task, int | float]], seed: int = 0):
+        rng = np.random.default_rng(seed)
+        self.tasks = [task for task, _ in entries]
+        chosen = [choose_indices(task, amount, rng) for task, amount in entries]
+        owner = np.repeat(np.arange(len(chosen)), [len(indices) for indices in chosen])
+        order = rng.permutation(len(owner))
+        self.owner = owner[order]
+        self.index = np.concatenate([np.zeros(0, dtype=np.int64), *chosen])[order]
+
+    def __len__(self) -> int:
+        return len(self.owner)
+
+    def __getitem__(self, index: int) -> dict:
+        if not 0 <= index < len(self):
+            raise IndexError(f"The mixture has {len(self):,} conversations; there is no number {index:,}.")
+        return self.tasks[self.owner[index]][int(self.index[index])]
+
+
+def choose_indices(task: Task, amount: int | float, rng: np.random.Generator) -> np.ndarray:
+    """Which items of a task a mixture takes, (count,) int64."""
+    size = len(task)
+    if amount < 0 or size == 0:
+        raise ValueError(f"A mixture cannot take {amount} of {task.name}, which has {size} items.")
+    count = amount if isinstance(amount, int) else round(amount * size)
+    if task.endless:
+        return np.arange(count, dtype=np.int64)
+    passes = [rng.permutation(size) for _ in range(-(-count // size))]
+    return np.concatenate([np.zeros(0, dtype=np.int64), *passes])[:count]
