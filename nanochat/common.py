@@ -98,7 +98,9 @@ class Dist:
     def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
         """Reduce in place over all ranks; op is "sum", "max" or "min". Returns the tensor."""
         if self.world_size > 1:
-            dist.all_reduce(tensor, op={"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}[op])
+            dist.all_reduce(
+                tensor, op={"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}[op]
+            )
         return tensor
 
     def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
@@ -106,6 +108,24 @@ class Dist:
         if self.world_size > 1:
             dist.broadcast(tensor, src=source)
         return tensor
+
+    def reduce_scatter(self, tensor: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks of a tensor (world_size * n, ...); this rank's n rows of it."""
+        if self.world_size == 1:
+            return tensor
+        if self.device.type == "cpu":  # gloo has no reduce_scatter in every version
+            return self.all_reduce(tensor).chunk(self.world_size)[self.rank]
+        shard = tensor.new_empty(len(tensor) // self.world_size, *tensor.shape[1:])
+        dist.reduce_scatter_tensor(shard, tensor.contiguous())
+        return shard
+
+    def all_gather(self, shard: torch.Tensor) -> torch.Tensor:
+        """The shards (n, ...) of all ranks in rank order, (world_size * n, ...)."""
+        if self.world_size == 1:
+            return shard
+        whole = shard.new_empty(self.world_size * len(shard), *shard.shape[1:])
+        dist.all_gather_into_tensor(whole, shard.contiguous())
+        return whole
 
     def gather_objects(self, value) -> list:
         """Every rank's value, in rank order, on every rank (plain data only: the wire format is torch's own)."""
@@ -217,7 +237,9 @@ def git_commit() -> str:
     """Short hash of the checkout that this file is in, with `+` if it has changes; "" outside git."""
     here = Path(__file__).resolve().parent
     try:
-        run = lambda *a: subprocess.run(["git", *a], cwd=here, capture_output=True, text=True, check=True).stdout.strip()  # noqa: E731
+        run = lambda *a: subprocess.run(
+            ["git", *a], cwd=here, capture_output=True, text=True, check=True
+        ).stdout.strip()  # noqa: E731
         return run("rev-parse", "--short", "HEAD") + ("+" if run("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return ""
@@ -240,7 +262,9 @@ class Progress:
     On a terminal the line redraws itself; in a log file a new line is written every `every` seconds.
     """
 
-    def __init__(self, stage: str, total: float, unit: str = "step", dist: Dist = Dist(), done: float = 0, every: float = 10):
+    def __init__(
+        self, stage: str, total: float, unit: str = "step", dist: Dist = Dist(), done: float = 0, every: float = 10
+    ):
         self.stage, self.total, self.unit, self.dist, self.every = stage, total, unit, dist, every
         self.start_done, self.start = done, time.monotonic()
         self.shown = float("-inf")
@@ -258,7 +282,13 @@ class Progress:
         left = elapsed / advanced * (self.total - done) if advanced > 0 else None
         fraction = min(1.0, done / self.total) if self.total else 1.0
         bar = "━" * round(20 * fraction) + "╌" * (20 - round(20 * fraction))
-        time_text = f"{format_seconds(elapsed)} taken" if finished else f"{format_seconds(left)} left" if left is not None else ""
+        time_text = (
+            f"{format_seconds(elapsed)} taken"
+            if finished
+            else f"{format_seconds(left)} left"
+            if left is not None
+            else ""
+        )
         values = "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in fields.items())
         line = f"{self.stage:<14} {bar} {done:,.0f}/{self.total:,.0f} {self.unit}  {values}  {time_text}"
         if self.live:

@@ -1,0 +1,320 @@
+"""The Transformer: tokens -> logits or loss. It knows nothing of ranks, files or optimizers.
+
+In: token ids, and where each row of a cache stands. Out: logits, or the summed loss.
+B batch, T tokens, C channels (n_embd), H heads, D channels of a head, V vocabulary, S stored positions.
+
+What differs from the 2019 textbook: rotary positions, RMSNorm without gain, normalised queries and keys, ReLU^2,
+no biases, untied head with a logit soft-cap, projections that start at zero, a second look at the embedding in every
+layer (x0), value embeddings, and each token's embedding mixed with the one before it (smear).
+"""
+
+import math
+from dataclasses import dataclass
+
+import torch
+import torch.nn as nn
+import torch.nn.functional as F
+
+SOFTCAP = 15.0
+ROPE_BASE = 10_000.0
+ATTENTION_SHARPNESS = 1.44  # normalised queries and keys have products of at most sqrt(D) times this
+GATE_CHANNELS = 12  # the gates read this many channels of the residual stream
+
+
+@dataclass(frozen=True)
+class GPTConfig:
+    vocab_size: int
+    sequence_len: int
+    n_layer: int
+    n_head: int
+    n_kv_head: int
+    n_embd: int
+
+    @classmethod
+    def from_depth(cls, depth: int, vocab_size: int, sequence_len: int) -> "GPTConfig":
+        """The one dial: 64 channels a layer; heads of 64 channels in small models and of 128 in large ones."""
+        n_embd = 64 * depth
+        head_dim = 128 if n_embd % 128 == 0 and n_embd >= 512 else 64
+        n_head = n_embd // head_dim
+        return cls(vocab_size, sequence_len, depth, n_head, n_head, n_embd)
+
+    def __post_init__(self):
+        if self.n_embd % self.n_head or self.n_head % self.n_kv_head or (self.n_embd // self.n_head) % 2:
+            raise ValueError(
+                f"n_embd={self.n_embd}, n_head={self.n_head}, n_kv_head={self.n_kv_head} do not fit together: heads must "
+                "divide n_embd into an even number of channels, and n_kv_head must divide n_head."
+            )
+
+
+class _Norm(torch.autograd.Function):
+    """RMSNorm without gain: x / sqrt(mean(x^2) + eps). Zhang and Sennrich, 2019. By hand, since the derived backward
+    makes three times as many passes over memory, which is what a CPU waits for."""
+
+    @staticmethod
+    def forward(ctx, x):
+        size = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32)
+        scale = (size.square_().div_(x.size(-1)).add_(1e-6)).rsqrt_().to(x.dtype)
+        y = x * scale
+        ctx.save_for_backward(y, scale)
+        return y
+
+    @staticmethod
+    def backward(ctx, grad):
+        y, scale = ctx.saved_tensors
+        along = torch.linalg.vecdot(grad, y).unsqueeze(-1) / y.size(-1)
+        return torch.addcmul(grad, y, along, value=-1).mul_(scale)
+
+
+class _ReluSquared(torch.autograd.Function):
+    """max(x, 0)^2. Primer, 2021. By hand for the same reason."""
+
+    @staticmethod
+    def forward(ctx, x):
+        positive = x.clamp(min=0)
+        ctx.save_for_backward(positive)
+        return positive.square()
+
+    @staticmethod
+    def backward(ctx, grad):
+        (positive,) = ctx.saved_tensors
+        return (grad * positive).mul_(2)
+
+
+norm = _Norm.apply
+relu_squared = _ReluSquared.apply
+
+
+def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Turn each pair (x[i], x[i + D/2]) by its angle. x (B, T, H, D); cos, sin (B or 1, T, 1, D/2). RoFormer, 2021."""
+    a, b = x.chunk(2, dim=-1)
+    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+
+
+def rotary_angles(positions: torch.Tensor, head_dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines for `rotate`. positions (B or 1, T) -> two tensors (B or 1, T, 1, D/2)."""
+    channel = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
+    angles = positions[..., None, None].float() * ROPE_BASE ** (-channel / head_dim)
+    return angles.cos().to(dtype), angles.sin().to(dtype)
+
+
+class Linear(nn.Linear):
+    """No bias. The weight is stored in fp32 for the optimizer and multiplied in the type of its input."""
+
+    def __init__(self, n_in: int, n_out: int):
+        super().__init__(n_in, n_out, bias=False)
+
+    def forward(self, x):
+        return F.linear(x, self.weight.to(x.dtype))
+
+
+class Attention(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.layer = layer
+        self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
+        self.head_dim = config.n_embd // config.n_head
+        # One matrix (D, C) for each head: first those of the queries, then of the keys, then of the values.
+        self.qkv = nn.Parameter(torch.empty(config.n_head + 2 * config.n_kv_head, self.head_dim, config.n_embd))
+        self.proj = Linear(config.n_embd, config.n_embd)
+        # Every other layer, the last one always, looks the token up in a second table that goes straight to the values.
+        has_value_embedding = layer % 2 == (config.n_layer - 1) % 2
+        self.value_gate = Linear(GATE_CHANNELS, config.n_kv_head) if has_value_embedding else None
+
+    def forward(self, x, value_embedding, rotary, cache, positions):
+        B, T, C = x.shape
+        heads = F.linear(x, self.qkv.flatten(0, 1).to(x.dtype)).view(B, T, -1, self.head_dim)
+        qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=2)
+        q, k = rotate(norm(qk), *rotary).split((self.n_head, self.n_kv_head), dim=2)
+        if self.value_gate is not None:
+            gate = 3 * torch.sigmoid(self.value_gate(x[..., :GATE_CHANNELS]))
+            v = v + gate[..., None] * value_embedding.view(B, T, self.n_kv_head, self.head_dim)
+        mask = None
+        if cache is not None:
+            k, v = cache.update(self.layer, k, v)
+            mask = torch.arange(k.size(1), device=x.device) <= positions[:, None, :, None]
+        y = F.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            v.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=mask is None,
+            scale=ATTENTION_SHARPNESS / math.sqrt(self.head_dim),
+            enable_gqa=self.n_head != self.n_kv_head,
+        )
+        return self.proj(y.transpose(1, 2).reshape(B, T, C))
+
+
+class MLP(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.fc = Linear(config.n_embd, 4 * config.n_embd)
+        self.proj = Linear(4 * config.n_embd, config.n_embd)
+
+    def forward(self, x):
+        return self.proj(relu_squared(self.fc(x)))
+
+
+class Block(nn.Module):
+    def __init__(self, config: GPTConfig, layer: int):
+        super().__init__()
+        self.attention = Attention(config, layer)
+        self.mlp = MLP(config)
+
+    def forward(self, x, value_embedding, rotary, cache, positions):
+        x = x + self.attention(norm(x), value_embedding, rotary, cache, positions)
+        return x + self.mlp(norm(x))
+
+
+class GPT(nn.Module):
+    def __init__(self, config: GPTConfig):
+        super().__init__()
+        self.config = config
+        self.compute_dtype = torch.float32
+        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        kv_channels = config.n_kv_head * config.n_embd // config.n_head
+        self.value_embeddings = nn.ModuleDict(
+            {
+                str(layer): nn.Embedding(config.vocab_size, kv_channels)
+                for layer, block in enumerate(self.blocks)
+                if block.attention.value_gate is not None
+            }
+        )
+        self.residual_scale = nn.Parameter(torch.empty(config.n_layer))
+        self.x0_scale = nn.Parameter(torch.empty(config.n_layer))
+        self.smear_gate = Linear(2 * GATE_CHANNELS, 1)
+        self.smear_scale = nn.Parameter(torch.empty(1))
+        self.head = Linear(config.n_embd, config.vocab_size)
+
+    @torch.no_grad()
+    def init_weights(self, generator: torch.Generator) -> "GPT":
+        """Draw every weight anew. The generator must be on the parameters' device. Returns the model."""
+        width = self.config.n_embd
+        bound = math.sqrt(3 / width)  # a uniform variable in +-bound has the standard deviation 1/sqrt(width)
+        self.embedding.weight.normal_(0, 0.8, generator=generator)
+        self.head.weight.normal_(0, 0.001, generator=generator)
+        for table in self.value_embeddings.values():
+            table.weight.uniform_(-bound, bound, generator=generator)
+        for block in self.blocks:
+            attention, mlp = block.attention, block.mlp
+            attention.qkv.uniform_(-bound, bound, generator=generator)
+            mlp.fc.weight.uniform_(-0.4 * bound, 0.4 * bound, generator=generator)
+            attention.proj.weight.zero_()
+            mlp.proj.weight.zero_()
+            if attention.value_gate is not None:
+                attention.value_gate.weight.uniform_(0, 0.02, generator=generator)
+        depth = torch.linspace(0, 1, self.config.n_layer)
+        self.residual_scale.copy_(1.15 - 0.10 * depth)
+        self.x0_scale.copy_(0.20 - 0.15 * depth)
+        self.smear_gate.weight.uniform_(0, 0.02, generator=generator)
+        self.smear_scale.zero_()
+        return self
+
+    def forward(self, idx, targets=None, cache=None, at=None, reduction="sum"):
+        """idx (B, T) int64 -> logits (B, T, V) float32, or (B, V) of the columns `at` (B,).
+
+        With targets (B, T), where -1 means no loss: the summed nats, a float32 scalar, or the (B, T) losses if
+        reduction is "none". With a cache the rows go on at cache.pos, see dev/ARCHITECTURE.md.
+        """
+        x = norm(self.features(idx, cache, at))
+        if targets is not None:
+            loss = linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten(), reduction)
+            return loss.view(targets.shape) if reduction == "none" else loss
+        if at is not None:
+            x = x[torch.arange(len(x), device=x.device), at]
+        return softcap(self.head(x).float())
+
+    def features(self, idx, cache, at):
+        """The residual stream after the last layer, (B, T, C); advances the cache."""
+        B, T = idx.shape
+        first = idx.new_full((B,), -1) if cache is None else cache.prev
+        start = idx.new_zeros(1) if cache is None else cache.pos
+        positions = start[:, None] + torch.arange(T, device=idx.device)
+        rotary = rotary_angles(positions, self.config.n_embd // self.config.n_head, self.compute_dtype)
+
+        # One column more than T on the left, since smear mixes each token with the one before it.
+        ids = torch.cat((first[:, None], idx), dim=1)
+        x = norm(self.embedding(ids.clamp(min=0)).to(self.compute_dtype)) * (ids >= 0)[..., None]
+        previous, x = x[:, :-1], x[:, 1:]
+        gate = self.smear_scale.to(x.dtype) * torch.sigmoid(self.smear_gate(x[..., : 2 * GATE_CHANNELS]))
+        x = x0 = x + gate * previous
+
+        for layer, block in enumerate(self.blocks):
+            table = self.value_embeddings[str(layer)] if str(layer) in self.value_embeddings else None
+            value_embedding = table(idx).to(x.dtype) if table is not None else None
+            x = self.residual_scale[layer].to(x.dtype) * x + self.x0_scale[layer].to(x.dtype) * x0
+            x = block(x, value_embedding, rotary, cache, positions)
+        if cache is not None:
+            cache.advance(idx, T if at is None else at + 1)
+        return x
+
+    def flops_per_token(self) -> float:
+        """Training FLOPs (forward and backward) for one token at full context: 6 per multiplied weight, plus attention.
+        Lookups are not counted. PaLM, 2022, appendix B."""
+        c = self.config
+        matrices = sum(p.numel() for p in self.blocks.parameters()) + self.head.weight.numel()
+        return 6 * matrices + 12 * c.n_layer * c.n_embd * c.sequence_len / 2
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The head and its loss in one piece: the logits of a whole batch (B * T * V) never exist at once
+
+
+def softcap(z: torch.Tensor) -> torch.Tensor:
+    """Smoothly bound logits to +-SOFTCAP. Gemma 2, 2024."""
+    return SOFTCAP * torch.tanh(z / SOFTCAP)
+
+
+def linear_cross_entropy(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, reduction="sum") -> torch.Tensor:
+    """Cross-entropy of softcap(x @ weight.T), in nats. x (N, C), weight (V, C), targets (N,) with -1 for no loss.
+
+    Returns the float32 sum, or with reduction="none" the (N,) losses (then without a gradient).
+    """
+    if reduction == "sum":
+        return _LinearCrossEntropy.apply(x, weight, targets)
+    rows = _chunk_rows(x)
+    losses = [_chunk_loss(a, weight.to(x.dtype), t)[0] for a, t in zip(x.split(rows), targets.split(rows))]
+    return torch.cat(losses).detach()
+
+
+def _chunk_rows(x):
+    return 256 if x.device.type == "cpu" else 4096  # on a CPU, so that a chunk's logits stay in the cache
+
+
+def _chunk_loss(x, weight, targets):
+    """Losses (N,), and what their gradient needs: exp(logits), its row sums, tanh(z / SOFTCAP)."""
+    tanh = F.linear(x, weight).float().div_(SOFTCAP).tanh_()
+    exp = (tanh * SOFTCAP).exp_()  # at most exp(15): no need to subtract the maximum
+    total = exp.sum(dim=1, keepdim=True)
+    hit = tanh.gather(1, targets.clamp(min=0)[:, None]) * SOFTCAP
+    return (total.log() - hit).squeeze(1) * (targets >= 0), exp, total, tanh
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    """The loss is a sum, so its gradient is known up to one scalar when it is computed: forward makes it at once."""
+
+    @staticmethod
+    def forward(ctx, x, weight, targets):
+        w = weight.to(x.dtype)
+        loss = x.new_zeros((), dtype=torch.float32)
+        need = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
+        dx, dw = (torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)) if need else (None, None)
+        rows = _chunk_rows(x)
+        for start in range(0, len(x), rows):
+            part, t = x[start : start + rows], targets[start : start + rows]
+            losses, exp, total, tanh = _chunk_loss(part, w, t)
+            loss += losses.sum()
+            if need:
+                valid = (t >= 0)[:, None]
+                dz = exp.mul_(valid / total)
+                dz.scatter_add_(1, t.clamp(min=0)[:, None], -valid.to(dz.dtype))
+                dz = torch.ops.aten.tanh_backward(dz, tanh).to(x.dtype)
+                torch.mm(dz, w, out=dx[start : start + rows])
+                dw.addmm_(dz.T, part) if dw.dtype == x.dtype else dw.add_(dz.T @ part)
+        ctx.save_for_backward(dx, dw)
+        return loss
+
+    @staticmethod
+    def backward(ctx, grad):
+        dx, dw = ctx.saved_tensors
+        return grad.to(dx.dtype) * dx, grad * dw, None

@@ -1,0 +1,56 @@
+"""Which optimizer moves which parameter, how fast, and how the rates change over a run.
+
+In: a model, the size of a step in tokens. Out: optimizers with their peak rates; schedules, which are functions of
+progress in [0, 1] to a multiplier of those rates.
+"""
+
+from collections.abc import Callable
+
+from nanochat.adamw import AdamW
+from nanochat.common import Dist
+from nanochat.gpt import GPT
+from nanochat.muon import Muon
+
+Schedule = Callable[[float], float]
+
+
+def build_optimizers(
+    model: GPT, batch_tokens: int, dist: Dist = Dist(), weight_decay: float = 0.05
+) -> list[Muon | AdamW]:
+    """Muon for the matrices of the blocks, AdamW for the rest. batch_tokens: tokens of a whole optimizer step."""
+    named = dict(model.named_parameters())
+    matrices = {n: p for n, p in named.items() if n.startswith("blocks.") and "value_gate" not in n}
+    gates = {n: p for n, p in named.items() if "gate" in n}
+    scalars = {n: p for n, p in named.items() if n.endswith("_scale")}
+    values = {n: p for n, p in named.items() if n.startswith("value_embeddings.")}
+    tables = {n: p for n, p in named.items() if n == "embedding.weight"}
+    head = {n: p for n, p in named.items() if n == "head.weight"}
+    assert len(matrices | gates | scalars | values | tables | head) == len(named)
+
+    # Rates were tuned at 64 channels a layer, see dev/LOG.md; those of Adam fall with the square root of the width.
+    batch = (batch_tokens / 2**19) ** 0.5
+    width = (model.config.n_embd / 768) ** -0.5
+    return [
+        Muon(matrices, lr=0.02 * batch, weight_decay=weight_decay, dist=dist),
+        AdamW(head, lr=0.008 * batch * width, betas=(0.8, 0.96), dist=dist),
+        AdamW(tables, lr=0.3 * batch * width, betas=(0.8, 0.99), dist=dist),
+        AdamW(values, lr=0.15 * batch * width, betas=(0.8, 0.99), dist=dist),
+        AdamW(scalars, lr=0.5 * batch, betas=(0.9, 0.95), dist=dist),
+        AdamW(gates, lr=0.2 * batch, betas=(0.8, 0.95), dist=dist),
+    ]
+
+
+def warmup_flat_warmdown(warmup: float = 0.02, warmdown: float = 0.65, final: float = 0.05) -> Schedule:
+    """Up over the first part, flat, then straight down to `final` over the last part; all parts are fractions."""
+
+    def schedule(progress: float) -> float:
+        rising = progress / warmup if progress < warmup else 1.0
+        falling = final + (1 - final) * (1 - progress) / warmdown if progress > 1 - warmdown else 1.0
+        return min(max(rising, 0.01), falling)
+
+    return schedule
+
+
+def linear(start: float = 1.0, final: float = 0.0) -> Schedule:
+    """Straight from `start` to `final`."""
+    return lambda progress: start + (final - start) * progress
