@@ -1,0 +1,220 @@
+"""Files from the network: resumed, retried, verified, atomic; many at once with one progress line.
+
+In: addresses and the paths where the files belong. Out: complete files, or a DownloadError that says why.
+A file under its final name is always whole; what is on its way lies beside it as `<name>.part`.
+"""
+
+import hashlib
+import os
+import random
+import re
+import threading
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from time import monotonic, time
+
+import httpx
+
+from nanochat.common import Progress, read_json, write_json
+
+CHUNK = 1 << 20
+SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+class DownloadError(Exception):
+    """A file could not be fetched, and trying again now would not help."""
+
+
+class _Retry(Exception):
+    """This attempt failed; `after` is how long the server asks to be left alone (seconds), if it does."""
+
+    def __init__(self, reason: str, after: float | None = None):
+        super().__init__(reason)
+        self.after = after
+
+
+def new_client() -> httpx.Client:
+    """A client that threads may share. 30 seconds without a byte count as a dropped connection."""
+    return httpx.Client(
+        follow_redirects=True, timeout=httpx.Timeout(30, connect=10), headers={"Accept-Encoding": "identity"}
+    )
+
+
+def download(
+    url: str,
+    path: Path,
+    sha256: str | None = None,
+    size: int | None = None,
+    *,
+    check: Callable[[Path], None] | None = None,
+    client: httpx.Client | None = None,
+    attempts: int = 6,
+    delay: float = 1.0,
+    stop: threading.Event | None = None,
+    on_bytes: Callable[[int, int | None], None] | None = None,
+) -> Path:
+    """Fetch `url` to `path` and return the path; a file that is already there is not fetched again.
+
+    A broken transfer goes on where it stopped, in this call or in a later one. `sha256` and `size` (bytes) are
+    verified when given, as are those that a Hugging Face hub sends along; `check(file)` may raise ValueError for content
+    that is not what it should be. Up to `attempts` tries in a row without a new byte, `delay` seconds apart at first
+    and doubling, or as long as the server asks. `on_bytes(have, total)` hears of progress, `stop` ends the work.
+    Raises DownloadError with the reason.
+    """
+    if path.exists() and size in (None, path.stat().st_size):
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part, stop = path.with_name(path.name + ".part"), stop or threading.Event()
+    own_client = None if client else new_client()
+    failures, furthest = 0, _size(part)
+    try:
+        while True:
+            try:
+                known_size, known_sha256 = _fetch(
+                    client or own_client, url, part, stop, on_bytes or (lambda have, total: None)
+                )
+                _verify(part, url, size or known_size, sha256 or known_sha256, check)
+                os.replace(part, path)
+                _etag_file(part).unlink(missing_ok=True)
+                return path
+            except (_Retry, httpx.TransportError) as error:
+                failures = 1 if _size(part) > furthest else failures + 1
+                furthest = max(furthest, _size(part))
+                reason = str(error) or type(error).__name__
+                if failures >= attempts:
+                    raise DownloadError(f"{url}: {reason} ({failures} attempts).") from error
+                pause = min(60.0, delay * 2 ** (failures - 1)) * random.uniform(0.75, 1.25)
+                if stop.wait(max(pause, min(getattr(error, "after", None) or 0.0, 300.0))):
+                    raise DownloadError(f"{url}: stopped.") from error
+    finally:
+        if own_client:
+            own_client.close()
+
+
+def _fetch(client, url: str, part: Path, stop: threading.Event, on_bytes) -> tuple[int | None, str | None]:
+    """One attempt: add to `part` what it lacks. Returns the size and sha256 that the server states, if it does."""
+    have = _size(part)
+    etag = read_json(_etag_file(part))["etag"] if have and _etag_file(part).exists() else None
+    headers = {"Range": f"bytes={have}-"} | ({"If-Range": etag} if etag else {}) if have else {}
+    with client.stream("GET", url, headers=headers) as response:
+        status = response.status_code
+        if status == 416:  # the part is whole already, or it is longer than the file: only a fresh start can tell
+            part.unlink(missing_ok=True)
+            raise _Retry("the server has no bytes beyond those already here")
+        if status in (408, 425, 429) or status >= 500:
+            raise _Retry(f"HTTP {status} from the server", _retry_after(response))
+        if status not in (200, 206):
+            raise DownloadError(f"{url}: HTTP {status} {response.reason_phrase}.")
+        linked = next((r.headers for r in [*response.history, response] if "x-linked-etag" in r.headers), {})
+        known = linked.get("x-linked-etag", "").strip('"')
+        known_sha256 = known if SHA256.fullmatch(known) else None
+        if status == 206:
+            start, total = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("content-range", "")).groups()
+            total = None if total == "*" else int(total)
+            if int(start) != have:
+                part.unlink(missing_ok=True)
+                raise _Retry(f"the server sent byte {start} where {have} was asked for")
+        else:
+            have, total = 0, int(response.headers["content-length"]) if "content-length" in response.headers else None
+            strong = response.headers.get("etag", "")
+            if strong and not strong.startswith("W/"):
+                write_json(_etag_file(part), {"etag": strong})
+            else:
+                _etag_file(part).unlink(missing_ok=True)
+        with open(part, "ab" if status == 206 else "wb") as file:
+            for chunk in response.iter_raw(CHUNK):
+                if stop.is_set():
+                    raise DownloadError(f"{url}: stopped.")
+                file.write(chunk)
+                have += len(chunk)
+                on_bytes(have, total)
+            file.flush()
+            os.fsync(file.fileno())
+    if total is not None and have < total:
+        raise _Retry(f"the connection ended after {have:,} of {total:,} bytes")
+    return total, known_sha256
+
+
+def _verify(part: Path, url: str, size: int | None, sha256: str | None, check) -> None:
+    """Delete what is not the file that was asked for, and have it fetched again from the start."""
+    try:
+        if size is not None and _size(part) != size:
+            raise ValueError(f"{_size(part):,} bytes came where {size:,} were expected")
+        if sha256 is not None:
+            with open(part, "rb") as file:
+                digest = hashlib.sha256()
+                while chunk := file.read(CHUNK):
+                    digest.update(chunk)
+            if digest.hexdigest() != sha256:
+                raise ValueError(f"the sha256 of what came is {digest.hexdigest()}, not {sha256}")
+        if check is not None:
+            check(part)
+    except ValueError as error:
+        part.unlink(missing_ok=True)
+        raise _Retry(str(error)) from error
+
+
+def _retry_after(response: httpx.Response) -> float | None:
+    """Seconds that the Retry-After header asks for: a number, or a date."""
+    value = response.headers.get("retry-after", "")
+    try:
+        return float(value) if value.isdigit() else max(0.0, parsedate_to_datetime(value).timestamp() - time())
+    except (TypeError, ValueError):
+        return None
+
+
+def _size(part: Path) -> int:
+    return part.stat().st_size if part.exists() else 0
+
+
+def _etag_file(part: Path) -> Path:
+    return part.with_name(part.name + ".etag")
+
+
+def download_all(jobs: list[tuple[str, Path]], workers: int, stage: str = "download", **options) -> dict[Path, str]:
+    """Fetch (url, path) pairs, `workers` at a time, the first ones first. Returns {path: reason} of those that failed.
+
+    `options` go to `download`. On Ctrl-C what has arrived stays, and the same call goes on from there.
+    """
+    have: dict[Path, tuple[int, int | None]] = {}
+    stop, failed, start = threading.Event(), {}, monotonic()
+    progress = Progress(stage, total=len(jobs), unit="files")
+    already = sum(_size(path) + _size(path.with_name(path.name + ".part")) for _, path in jobs)
+
+    def show(finished: set[Path]) -> None:
+        sizes = dict(have)
+        fraction = sum(b / total for path, (b, total) in sizes.items() if total and path not in finished)
+        new = max(
+            0,
+            sum(_size(path) for path in finished)
+            + sum(b for p, (b, _) in sizes.items() if p not in finished)
+            - already,
+        )
+        rate = new / max(monotonic() - start, 1e-9)
+        progress.update(
+            min(len(finished) + fraction, len(jobs) - (len(finished) < len(jobs)) * 0.01),
+            new=f"{new / 1e6:,.0f} MB",
+            rate=f"{rate / 1e6:,.1f} MB/s",
+            failed=len(failed),
+        )
+
+    with new_client() as client, ThreadPoolExecutor(workers) as pool:
+        futures = {}
+        for url, path in jobs:
+            listen = lambda b, total, path=path: have.__setitem__(path, (b, total))  # noqa: E731
+            futures[pool.submit(download, url, path, client=client, stop=stop, on_bytes=listen, **options)] = path
+        finished, pending = set(), set(futures)
+        try:
+            while pending:
+                done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                for future in done:
+                    finished.add(futures[future])
+                    if error := future.exception():
+                        failed[futures[future]] = str(error)
+                show(finished)
+        finally:  # also on Ctrl-C: the threads end at their next chunk
+            stop.set()
+            pool.shutdown(wait=True, cancel_futures=True)
+    return failed
