@@ -1,0 +1,152 @@
+"""The calculator against Python itself, and the ways in which a model could hurt whoever calls it."""
+
+import re
+import threading
+import tracemalloc
+from fractions import Fraction
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from nanochat.execution import calculate
+
+RIGHT = {
+    "12*34": "408",
+    "9000/45": "200",
+    "10/4": "2.5",
+    "10**20/10": "10000000000000000000",
+    "7//2": "3",
+    "-7%5": "3",
+    "2**10": "1024",
+    "2**-1": "0.5",
+    "-(3+4)*2": "-14",
+    "0.1+0.2": "0.3",
+    "1/3": "0.333333333333",
+    ".5*10": "5",
+    "2.50*4": "10",
+    "1e3+1": "1001",
+    "1,234*5": "6170",
+    "1,234,567.5*2": "2469135",
+    "(1,234+1)*2": "2470",
+    "max(1,234)": "234",
+    "max(3, 9, 4)": "9",
+    "sum([1,2,3])/len([1,2,3])": "2",
+    "abs(-3)+round(2.567, 1)": "5.6",
+    "3 > 2": "True",
+    "1 < 3 <= 2": "False",
+    '"strawberry".count("r")': "3",
+    "'a,b,c'.count(',')": "2",
+    "'1,234'": "1,234",
+    '"paris".upper()': "PARIS",
+    '"hello"[::-1]': "olleh",
+    '"hello"[1:3]': "el",
+    '"hello"[0]': "h",
+    'len("the cat sat".split())': "3",
+    '"-".join("abc")': "a-b-c",
+    '"r" in "berry"': "True",
+    '"Gruß".upper()': "GRUSS",
+    " 1 + 1 ": "2",
+}
+REFUSED = [
+    "",
+    "1/0",
+    "9**9**9",
+    "1e999",
+    "(-8)**0.5",
+    "10**(10**100)",
+    "round(5, -10**9)",
+    "1,2",
+    "max(1,000)",
+    "012",
+    "0x10",
+    "3j",
+    "foo(1)",
+    "print(1)",
+    "x",
+    "__import__('os')",
+    "().__class__",
+    "'a'.__class__",
+    "'a'.encode()",
+    "'a'.format(1)",
+    "'%2000000000d' % 1",
+    "f'{1:2000000000d}'",
+    "'a'*2000000000",
+    "'a'.ljust(2000000000)",
+    "'a'.ljust(2000000000).count('a')",
+    "'" + "a" * 400 + "'.replace('a', '" + "b" * 400 + "')",
+    "[0]*1000000000",
+    "'\\n'",
+    "lambda: 1",
+    "[x for x in [1]]",
+    "(x := 1)",
+    "max(key=1)",
+    "1; 2",
+    "1 if 1 else 2",
+    "1\n+1 and",
+    "(" * 400 + "1" + ")" * 400,
+    "-" * 900 + "1",
+    "1" + "+1" * 450,
+    "1+" * 500_000 + "1",
+    "(" * 1_000_000,
+    "9" * 1_000_000,
+    "\0",
+    "\ud800",
+    "٣+٣",
+]
+
+
+@pytest.mark.parametrize("expression", RIGHT)
+def test_calculator_is_right(expression):
+    assert calculate(expression) == RIGHT[expression]
+
+
+@pytest.mark.parametrize("expression", REFUSED, ids=lambda text: repr(text[:30]))
+def test_calculator_refuses(expression):
+    tracemalloc.start()
+    try:
+        assert calculate(expression) is None
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    finally:
+        tracemalloc.stop()
+
+
+def arithmetic(operands):
+    pair = st.tuples(operands, st.sampled_from(["+", "-", "*", "/"]), operands)
+    return st.one_of(pair.map(lambda t: f"({t[0]} {t[1]} {t[2]})"), operands.map(lambda a: f"-{a}"))
+
+
+@given(st.recursive(st.integers(0, 9999).map(str), arithmetic, max_leaves=12))
+@settings(max_examples=300, deadline=None)
+def test_calculator_agrees_with_exact_fractions(expression):
+    try:
+        exact = eval(re.sub(r"\d+", r"Fraction(\g<0>)", expression), {"Fraction": Fraction})
+    except ZeroDivisionError:
+        assert calculate(expression) is None
+        return
+    said = calculate(expression)
+    assert said is None and abs(exact) > 1e300 or abs(Fraction(said) - exact) <= abs(exact) / 10**9 + Fraction(1, 10**9)
+
+
+@given(st.text(max_size=60) | st.text(alphabet="0123456789+-*/%().,'\"[]:<>= abceilmnoprstux", max_size=60))
+@settings(max_examples=1000, deadline=None)
+def test_calculator_never_raises(expression):
+    assert calculate(expression) is None or len(calculate(expression)) < 40_000
+
+
+@given(st.text(alphabet="abcr ", max_size=30), st.text(alphabet="abr", max_size=2), st.integers(-40, 40))
+@settings(max_examples=200, deadline=None)
+def test_calculator_strings_agree_with_python(text, part, index):
+    assert calculate(f"{text!r}.count({part!r})") == str(text.count(part))
+    assert calculate(f"{text!r}[{index}:].upper()") == text[index:].upper()
+    assert calculate(f"{text!r}.replace({part!r}, 'xyz')") == text.replace(part, "xyz")
+
+
+def test_calculator_works_in_any_thread():
+    answers = []
+    threads = [threading.Thread(target=lambda: answers.append(calculate("1,000*3"))) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert answers == ["3000"] * 8
