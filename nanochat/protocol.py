@@ -1,0 +1,330 @@
+"""The shapes of OpenAI's HTTP API: what clients send, checked and turned into our words, and what they get back.
+
+In: JSON bodies. Out: conversations, Samplings, and dicts that the official client libraries understand.
+Our extensions: top_k, min_p, repetition_penalty, and the parts of an answer that used a tool.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from nanochat.engine import Completion, Delta, Sampling, TokenLogprob
+from nanochat.tokenizer import Tokenizer
+
+
+def check_unicode(text: str) -> str:
+    """JSON can spell half of a surrogate pair, which is no character and has no UTF-8."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise ValueError(f"half of a surrogate pair at position {error.start}; send whole characters") from error
+    return text
+
+
+Text = Annotated[str, AfterValidator(check_unicode)]
+StopText = Annotated[Text, Field(min_length=1, max_length=256)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class Refusal(ValueError):
+    """A request that we understand and cannot serve: an HTTP status, a message, and the parameter at fault."""
+
+    def __init__(self, message: str, param: str | None = None, status: int = 400, code: str | None = None):
+        super().__init__(message)
+        self.param, self.status, self.code = param, status, code
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Requests
+
+
+class Part(BaseModel):
+    type: Literal["text", "python", "python_output"]
+    text: Text
+
+
+class Message(BaseModel):
+    role: Literal["system", "developer", "user", "assistant"]
+    content: Text | Annotated[list[Part], Field(max_length=4096)]
+
+    @property
+    def parts(self) -> list[dict]:
+        return (
+            [{"type": "text", "text": self.content}]
+            if isinstance(self.content, str)
+            else [part.model_dump() for part in self.content]
+        )
+
+
+class StreamOptions(BaseModel):
+    include_usage: bool = False
+
+
+class SamplingRequest(BaseModel):
+    """What chat and plain completions have in common. A null is the same as nothing."""
+
+    model_config = ConfigDict(protected_namespaces=())
+
+    model: Text | None = None
+    max_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    temperature: Annotated[float, Field(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
+    n: Annotated[int, Field(ge=1, le=128)] | None = None
+    seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
+    stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+
+    @field_validator("presence_penalty", "frequency_penalty")
+    @classmethod
+    def refuse_penalty(cls, value):
+        if value:
+            raise ValueError("this server does not have it; use repetition_penalty, or 0")
+        return value
+
+    def sampling(self, defaults: dict, vocab_size: int, **more) -> Sampling:
+        """`defaults` fills what the client left open. Refusal if a token is not in the vocabulary."""
+        names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
+        stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
+        bias = {}
+        for key, value in (self.logit_bias or {}).items():
+            if not (key.isascii() and key.isdigit() and len(key) < 10 and int(key) < vocab_size):
+                raise Refusal(
+                    f"logit_bias: {key[:20]!r} is not a token id; ids go from 0 to {vocab_size - 1}.", "logit_bias"
+                )
+            bias[int(key)] = value
+        return Sampling(**{**defaults, **given}, stop=tuple(stop), logit_bias=bias, **more)
+
+    def seeds(self) -> list[int | None]:
+        """One for each of the n answers: with a seed they differ, and are the same the next time."""
+        count = self.n or 1
+        return [None] * count if self.seed is None else [(self.seed + i) % 2**63 for i in range(count)]
+
+
+class ChatRequest(SamplingRequest):
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)]
+    max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tools: list[Any] | None = None
+    functions: list[Any] | None = None
+    tool_choice: Any = None
+    response_format: dict[str, Any] | None = None
+
+    @field_validator("tools", "functions")
+    @classmethod
+    def refuse_tools(cls, value):
+        if value:
+            raise ValueError("this model cannot call your functions; its own calculator runs in the server")
+        return value
+
+    @field_validator("response_format")
+    @classmethod
+    def refuse_format(cls, value):
+        if value and value.get("type") != "text":
+            raise ValueError("only {'type': 'text'} is served")
+        return value
+
+    @model_validator(mode="after")
+    def settle(self):
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs needs logprobs: true")
+        self.max_tokens = self.max_completion_tokens or self.max_tokens
+        return self
+
+    def conversation(self) -> dict:
+        """What Tokenizer.render_for_completion takes: system text first, then user and assistant in turns."""
+        turns: list[dict] = []
+        for index, message in enumerate(self.messages):
+            role = "system" if message.role == "developer" else message.role
+            parts = message.parts
+            if role != "assistant" and any(part["type"] != "text" for part in parts):
+                raise Refusal(f"messages[{index}]: only an assistant's message may have tool parts.", "messages")
+            if role == "system" and any(turn["role"] != "system" for turn in turns):
+                raise Refusal(f"messages[{index}]: system text comes before all other messages.", "messages")
+            if role == "assistant" and not any(turn["role"] == "user" for turn in turns):
+                raise Refusal(f"messages[{index}]: a conversation begins with the user.", "messages")
+            content = parts if role == "assistant" else "".join(part["text"] for part in parts)
+            if turns and turns[-1]["role"] == role:
+                turns[-1]["content"] = turns[-1]["content"] + (content if role == "assistant" else "\n\n" + content)
+            else:
+                turns.append({"role": role, "content": content})
+        if turns[-1]["role"] != "user":
+            raise Refusal(
+                "messages: the last one must be the user's, so that there is something to answer.", "messages"
+            )
+        return {"messages": turns}
+
+
+class CompletionRequest(SamplingRequest):
+    prompt: (
+        Text
+        | Annotated[list[Text], Field(min_length=1, max_length=128)]
+        | Annotated[list[TokenId], Field(min_length=1)]
+        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=128)]
+    )
+    logprobs: Annotated[int, Field(ge=0, le=5)] | None = None
+    echo: bool | None = None
+    best_of: int | None = None
+    suffix: str | None = None
+
+    @field_validator("echo", "suffix")
+    @classmethod
+    def refuse_option(cls, value):
+        if value:
+            raise ValueError("this server does not have it; leave it out")
+        return value
+
+    @model_validator(mode="after")
+    def settle(self):
+        if self.best_of is not None and self.best_of != (self.n or 1):
+            raise ValueError("best_of other than n is not served")
+        return self
+
+    def prompts(self, tokenizer: Tokenizer) -> list[list[int]]:
+        """Token ids; a text gets <|bos|> in front. Refusal if an id is not in the vocabulary."""
+        many = (
+            self.prompt if isinstance(self.prompt, list) and isinstance(self.prompt[0], str | list) else [self.prompt]
+        )
+        prompts = []
+        for one in many:
+            ids = [tokenizer.bos_id, *tokenizer.encode(one).tolist()] if isinstance(one, str) else one
+            if max(ids) >= tokenizer.vocab_size:
+                raise Refusal(
+                    f"prompt: {max(ids)} is not a token id; they go from 0 to {tokenizer.vocab_size - 1}.", "prompt"
+                )
+            prompts.append(ids)
+        return prompts
+
+
+class TokenizeRequest(BaseModel):
+    text: Text | None = None
+    messages: Annotated[list[Message], Field(min_length=1, max_length=4096)] | None = None
+
+    @model_validator(mode="after")
+    def settle(self):
+        if (self.text is None) == (self.messages is None):
+            raise ValueError("give either text or messages")
+        return self
+
+
+class RenderRequest(BaseModel):
+    texts: Annotated[list[Annotated[Text, Field(max_length=200_000)]], Field(max_length=200)]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Answers
+
+
+def error_body(
+    message: str, kind: str = "invalid_request_error", param: str | None = None, code: str | None = None
+) -> dict:
+    return {"error": {"message": message, "type": kind, "param": param, "code": code}}
+
+
+def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dict:
+    return {
+        "prompt_tokens": prompt_tokens,
+        "completion_tokens": completion_tokens,
+        "total_tokens": prompt_tokens + completion_tokens,
+        "prompt_tokens_details": {"cached_tokens": cached_tokens},
+    }
+
+
+def _token(tokenizer: Tokenizer, id: int, logprob: float) -> dict:
+    data = tokenizer.decode_bytes([id])
+    return {"token": data.decode("utf-8", "replace"), "bytes": list(data), "logprob": max(logprob, -9999.0)}
+
+
+def chat_logprobs(tokenizer: Tokenizer, entries: list[TokenLogprob]) -> dict:
+    """Special tokens are left out: they stand for no text."""
+    special = set(tokenizer.special.values())
+    content = [
+        _token(tokenizer, one.id, one.logprob)
+        | {"top_logprobs": [_token(tokenizer, id, logprob) for id, logprob in one.top if id not in special]}
+        for one in entries
+        if one.id not in special
+    ]
+    return {"content": content, "refusal": None}
+
+
+def completion_logprobs(tokenizer: Tokenizer, entries: list[TokenLogprob], offset: int = 0) -> dict:
+    """The older form: four lists side by side. `offset` counts the characters before the first entry."""
+    tokens = chat_logprobs(tokenizer, entries)["content"]
+    offsets = []
+    for token in tokens:
+        offsets.append(offset)
+        offset += len(token["token"])
+    return {
+        "tokens": [token["token"] for token in tokens],
+        "token_logprobs": [token["logprob"] for token in tokens],
+        "top_logprobs": [{top["token"]: top["logprob"] for top in token["top_logprobs"]} for token in tokens],
+        "text_offset": offsets,
+    }
+
+
+class ChatShape:
+    """/v1/chat/completions. Parts that used a tool come beside the text, in `part` and `parts`, where other clients do
+    not look."""
+
+    prefix, whole, chunk = "chatcmpl-", "chat.completion", "chat.completion.chunk"
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+
+    def logprobs(self, entries) -> dict | None:
+        return chat_logprobs(self.tokenizer, entries) if entries else None
+
+    def start(self, index: int) -> dict | None:
+        return self.piece(index, {"role": "assistant", "content": ""})
+
+    def delta(self, index: int, event: Delta) -> dict:
+        if event.kind == "text":
+            return self.piece(index, {"content": event.text}, self.logprobs(event.logprobs))
+        return self.piece(index, {"part": {"type": event.kind, "text": event.text}})
+
+    def end(self, index: int, reason: str) -> dict:
+        return {**self.piece(index, {}), "finish_reason": reason}
+
+    @staticmethod
+    def piece(index: int, delta: dict, logprobs: dict | None = None) -> dict:
+        return {"index": index, "delta": delta, "logprobs": logprobs, "finish_reason": None}
+
+    def choice(self, index: int, completion: Completion, entries: list, reason: str) -> dict:
+        message = {"role": "assistant", "content": completion.text, "refusal": None}
+        if any(part["type"] != "text" for part in completion.parts):
+            message["parts"] = completion.parts
+        return {"index": index, "message": message, "logprobs": self.logprobs(entries), "finish_reason": reason}
+
+
+class CompletionShape:
+    """/v1/completions."""
+
+    prefix, whole, chunk = "cmpl-", "text_completion", "text_completion"
+
+    def __init__(self, tokenizer: Tokenizer):
+        self.tokenizer = tokenizer
+        self.written: dict[int, int] = {}  # characters of each answer so far
+
+    def start(self, index: int) -> dict | None:
+        return None
+
+    def delta(self, index: int, event: Delta) -> dict:
+        offset = self.written.get(index, 0)
+        self.written[index] = offset + len(event.text)
+        logprobs = completion_logprobs(self.tokenizer, event.logprobs, offset) if event.logprobs else None
+        return {"index": index, "text": event.text, "logprobs": logprobs, "finish_reason": None}
+
+    def end(self, index: int, reason: str) -> dict:
+        return {"index": index, "text": "", "logprobs": None, "finish_reason": reason}
+
+    def choice(self, index: int, completion: Completion, entries: list, reason: str) -> dict:
+        logprobs = completion_logprobs(self.tokenizer, entries) if entries else None
+        return {"index": index, "text": completion.text, "logprobs": logprobs, "finish_reason": reason}

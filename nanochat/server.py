@@ -1,0 +1,351 @@
+"""An OpenAI-compatible HTTP API over the Engine, and the chat page on top of it.
+
+In: HTTP requests. Out: answers, whole or as server-sent events; /health, /metrics; the page of ui/.
+protocol.py checks what a request asks; worker.py's thread runs the engine; nothing here blocks the event loop.
+"""
+
+import asyncio
+import json
+import logging
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
+from fastapi.staticfiles import StaticFiles
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from starlette.concurrency import run_in_threadpool
+from starlette.middleware.cors import CORSMiddleware
+
+from nanochat.engine import Completion, Delta, Engine, Sampling
+from nanochat.markdown import render_markdown
+from nanochat.protocol import (
+    ChatRequest,
+    ChatShape,
+    CompletionRequest,
+    CompletionShape,
+    Refusal,
+    RenderRequest,
+    SamplingRequest,
+    TokenizeRequest,
+    error_body,
+    usage,
+)
+from nanochat.tokenizer import Tokenizer
+from nanochat.wall import Wall, add_error_handlers
+from nanochat.worker import EngineDown, EngineFault, Ticket, Worker
+
+log = logging.getLogger("nanochat.server")
+
+UI = Path(__file__).resolve().parent / "ui"
+PING_SECONDS = 10.0  # a comment in a silent stream, so that proxies keep it open
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a server is told when it starts."""
+
+    model_name: str = "nanochat"
+    host: str = "127.0.0.1"
+    """The address that it is bound to. On a local one only requests to local names are answered (DNS rebinding)."""
+    api_key: str = ""
+    cors_origin: Sequence[str] = ()
+    max_queue: int = 32
+    """Requests that may wait beyond the engine's slots; the next gets 429."""
+    max_body: int = 2**21
+    """Bytes of a request."""
+    patience: float = 60.0
+    """Seconds after which a client that neither sends nor reads is cut off."""
+    defaults: dict = field(default_factory=lambda: {"temperature": 0.8, "top_k": 50, "max_tokens": 1024})
+    """Sampling for what a request leaves open."""
+    about: dict = field(default_factory=dict)
+    """Shown on the page and in /v1/models."""
+
+
+def create_app(engine: Engine, tokenizer: Tokenizer, settings: Settings = Settings()) -> FastAPI:
+    """The whole server. The engine's thread starts and ends with the app's lifespan."""
+    worker = Worker(engine, settings.max_queue, warm_up=[tokenizer.bos_id])
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI):
+        worker.start()
+        yield
+        await run_in_threadpool(worker.stop)
+
+    app = FastAPI(title="nanochat", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.worker = worker
+    add_error_handlers(app)
+    metrics = Metrics(worker)
+    add_pages(app, settings)
+    add_status(app, worker, metrics, settings)
+    add_answers(app, worker, tokenizer, metrics, settings)
+    app.add_middleware(
+        Wall,
+        host=settings.host,
+        api_key=settings.api_key,
+        max_body=settings.max_body,
+        patience=settings.patience,
+        count=lambda status: metrics.responses.labels(str(status)).inc(),
+    )
+    if settings.cors_origin:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=list(settings.cors_origin),
+            allow_methods=["GET", "POST"],
+            allow_headers=["authorization", "content-type"],
+        )
+    return app
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Page and status
+
+
+def add_pages(app: FastAPI, settings: Settings) -> None:
+    rendering = asyncio.Semaphore(2)  # rendering holds the interpreter that the engine needs too
+
+    @app.get("/", include_in_schema=False)
+    async def page():
+        return FileResponse(UI / "index.html", headers={"Cache-Control": "no-cache"})
+
+    @app.post("/ui/render", include_in_schema=False)
+    async def render(body: RenderRequest):
+        async with rendering:
+            return {"html": await run_in_threadpool(lambda: [render_markdown(text) for text in body.texts])}
+
+    app.mount("/ui", StaticFiles(directory=UI))
+
+
+def add_status(app: FastAPI, worker: Worker, metrics: "Metrics", settings: Settings) -> None:
+    created = int(time.time())
+    model = {"id": settings.model_name, "object": "model", "created": created, "owned_by": "nanochat"}
+    extra = {"defaults": settings.defaults, "about": settings.about, "context": worker.context}
+
+    @app.get("/health")
+    async def health():
+        return JSONResponse({"status": worker.state}, 200 if worker.ready else 503)
+
+    @app.get("/metrics")
+    async def show_metrics():
+        return Response(generate_latest(metrics.registry), media_type=CONTENT_TYPE_LATEST)
+
+    @app.get("/v1/models")
+    async def list_models():
+        return {"object": "list", "data": [{**model, **extra}]}
+
+    @app.get("/v1/models/{name:path}")
+    async def one_model(name: str):
+        check_model(name, settings)
+        return {**model, **extra}
+
+
+def check_model(name: str | None, settings: Settings) -> None:
+    if name is not None and name != settings.model_name:
+        raise Refusal(
+            f"There is no model of that name here; this server has {settings.model_name!r}.",
+            "model",
+            404,
+            "model_not_found",
+        )
+
+
+class Metrics:
+    """What Prometheus reads. Gauges come from the engine at the moment of the question."""
+
+    def __init__(self, worker: Worker):
+        self.registry, self.worker = CollectorRegistry(), worker
+        buckets = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+        self.responses = Counter("nanochat_responses", "HTTP responses.", ["status"], registry=self.registry)
+        self.answers = Counter("nanochat_answers", "Finished answers.", ["reason"], registry=self.registry)
+        self.seconds = Histogram(
+            "nanochat_answer_seconds", "From request to last token.", registry=self.registry, buckets=buckets
+        )
+        self.first = Histogram(
+            "nanochat_first_token_seconds", "From request to first token.", registry=self.registry, buckets=buckets
+        )
+        self.registry.register(self)
+        worker.finished = self.finished
+
+    def finished(self, ticket: Ticket, completion: Completion) -> None:
+        self.answers.labels(completion.finish_reason).inc()
+        self.seconds.observe(time.monotonic() - ticket.submitted)
+
+    def collect(self):
+        stats = self.worker.engine.stats()
+        yield GaugeMetricFamily("nanochat_up", "1 while the engine's thread runs.", value=float(self.worker.ready))
+        for name, text in (
+            ("running", "Answers being written."),
+            ("waiting", "Requests in the queue."),
+            ("slots", "Answers at once, at most."),
+        ):
+            yield GaugeMetricFamily(f"nanochat_{name}", text, value=stats[name])
+        for name in ("prompt_tokens", "cached_tokens", "generated_tokens"):
+            yield CounterMetricFamily(
+                f"nanochat_{name}", f"{name.replace('_', ' ').capitalize()} since the start.", value=stats[name]
+            )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Answers
+
+
+class Answer:
+    """One call: its ticket, the shape of what it sends, and what it used."""
+
+    def __init__(self, ticket: Ticket, shape: ChatShape | CompletionShape, model: str, prompts: list, metrics: Metrics):
+        self.ticket, self.shape, self.metrics = ticket, shape, metrics
+        self.prompt_tokens, self.per_prompt = sum(map(len, prompts)), len(ticket.requests) // len(prompts)
+        self.completion_tokens = self.cached_tokens = 0
+        self.head = {"id": shape.prefix + secrets.token_hex(12), "created": int(time.time()), "model": model}
+
+    async def events(self) -> AsyncIterator[tuple[int, Delta | Completion] | None]:
+        """Every event until the last answer is complete; None after PING_SECONDS of silence."""
+        left, first = len(self.ticket.requests), True
+        while left:
+            try:
+                index, event = await asyncio.wait_for(self.ticket.events.get(), PING_SECONDS)
+            except asyncio.TimeoutError:  # noqa: UP041  (its own class before Python 3.11)
+                yield None
+                continue
+            if isinstance(event, EngineDown):
+                raise event
+            if first:
+                self.metrics.first.observe(time.monotonic() - self.ticket.submitted)
+                first = False
+            if isinstance(event, Completion):
+                left -= 1
+                self.completion_tokens += len(event.ids)
+                self.cached_tokens += event.cached_tokens if index % self.per_prompt == 0 else 0
+                if event.finish_reason == "error":
+                    log.error("an answer failed in the engine: %s", event.error)
+                    raise EngineFault("The engine failed on this answer; the server's log has the details.")
+            yield index, event
+
+    def usage(self) -> dict:
+        return usage(self.prompt_tokens, self.completion_tokens, self.cached_tokens)
+
+    async def whole(self) -> dict:
+        choices, entries = {}, {}
+        async for item in self.events():
+            if item is None:
+                continue
+            index, event = item
+            if isinstance(event, Completion):
+                choices[index] = self.shape.choice(index, event, entries.get(index, []), reason_of(event))
+            elif event.kind == "text":
+                entries.setdefault(index, []).extend(event.logprobs)
+        ordered = [choices[index] for index in sorted(choices)]
+        return {**self.head, "object": self.shape.whole, "choices": ordered, "usage": self.usage()}
+
+    async def frames(self, with_usage: bool) -> AsyncIterator[str]:
+        """Server-sent events."""
+        head = {**self.head, "object": self.shape.chunk} | ({"usage": None} if with_usage else {})
+
+        def frame(choices: list, **more) -> str:
+            return f"data: {json.dumps({**head, 'choices': choices, **more}, ensure_ascii=False)}\n\n"
+
+        try:
+            for index in range(len(self.ticket.requests)):
+                if start := self.shape.start(index):
+                    yield frame([start])
+            async for item in self.events():
+                if item is None:
+                    yield ": still here\n\n"
+                elif isinstance(item[1], Completion):
+                    yield frame([self.shape.end(item[0], reason_of(item[1]))])
+                else:
+                    yield frame([self.shape.delta(*item)])
+            if with_usage:
+                yield frame([], usage=self.usage())
+            yield "data: [DONE]\n\n"
+        except (EngineDown, EngineFault) as error:
+            yield f"data: {json.dumps(error_body(str(error), 'server_error'))}\n\n"
+
+
+def reason_of(completion: Completion) -> str:
+    return "length" if completion.finish_reason == "length" else "stop"
+
+
+class AnswerStream(StreamingResponse):
+    """Ends the work however the response ends, even if the client left before its first byte."""
+
+    def __init__(self, answer: Answer, worker: Worker, with_usage: bool):
+        super().__init__(
+            answer.frames(with_usage),
+            media_type="text/event-stream",
+            headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
+        )
+        self.ticket, self.worker = answer.ticket, worker
+
+    async def __call__(self, scope, receive, send):
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.worker.leave(self.ticket)
+
+
+async def unless_gone(request: Request, work) -> dict | None:
+    """The result of a coroutine, or None as soon as the client has left."""
+
+    async def gone():
+        while (await request.receive())["type"] != "http.disconnect":
+            pass
+
+    tasks = [asyncio.ensure_future(work), asyncio.ensure_future(gone())]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return tasks[0].result() if tasks[0].done() else None
+    finally:
+        for task in tasks:
+            task.cancel()
+
+
+def add_answers(app: FastAPI, worker: Worker, tokenizer: Tokenizer, metrics: Metrics, settings: Settings) -> None:
+    async def answer(request: Request, body: SamplingRequest, shape, prompts: list, sampling: Sampling):
+        pairs = [(prompt, replace(sampling, seed=seed)) for prompt in prompts for seed in body.seeds()]
+        if len(pairs) > worker.capacity:
+            raise Refusal(f"{len(pairs)} answers at once are more than this server's {worker.capacity}; lower n.", "n")
+        try:
+            ticket = worker.submit(pairs, asyncio.get_running_loop())
+        except ValueError as error:
+            raise Refusal(str(error), code="context_length_exceeded" if "context" in str(error) else None) from error
+        answer = Answer(ticket, shape, settings.model_name, prompts, metrics)
+        if body.stream:
+            return AnswerStream(answer, worker, bool(body.stream_options and body.stream_options.include_usage))
+        try:
+            return JSONResponse(await unless_gone(request, answer.whole()) or {})
+        finally:
+            worker.leave(ticket)
+
+    @app.post("/v1/chat/completions")
+    async def chat(request: Request, body: ChatRequest):
+        check_model(body.model, settings)
+        top = (body.top_logprobs or 0) if body.logprobs else None
+        sampling = body.sampling(
+            settings.defaults, tokenizer.vocab_size, logprobs=top, tools=body.tool_choice != "none"
+        )
+        prompt = await run_in_threadpool(tokenizer.render_for_completion, body.conversation())
+        return await answer(request, body, ChatShape(tokenizer), [prompt.tolist()], sampling)
+
+    @app.post("/v1/completions")
+    async def complete(request: Request, body: CompletionRequest):
+        check_model(body.model, settings)
+        sampling = body.sampling(settings.defaults, tokenizer.vocab_size, logprobs=body.logprobs, tools=False)
+        prompts = await run_in_threadpool(body.prompts, tokenizer)
+        return await answer(request, body, CompletionShape(tokenizer), prompts, sampling)
+
+    @app.post("/v1/tokenize")
+    async def tokenize(body: TokenizeRequest):
+        def run() -> dict:
+            if body.messages is None:
+                ids = tokenizer.encode(body.text).tolist()
+            else:
+                ids = tokenizer.render_for_completion(ChatRequest(messages=body.messages).conversation()).tolist()
+            return {"tokens": ids, "count": len(ids), "context": worker.context}
+
+        return await run_in_threadpool(run)
