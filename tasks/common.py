@@ -25,13 +25,15 @@ class Task:
     """A list of conversations with reference answers, and how an answer is judged.
 
     `kind` is "categorical" (the conversation has "letters", and the answer is one of them) or "generative" (any text).
-    `chance` is the accuracy of guessing. `endless` tasks give another item for every index, past their length too.
+    `chance` is the accuracy of guessing. `endless` tasks give another item for every index, past their length
+    too. `short` tasks are exchanges of some forty tokens; mixtures may put several into one conversation.
     """
 
     name: str
     kind: str = "generative"
     chance: float = 0.0
     endless: bool = False
+    short: bool = False
 
     def __init__(self, split: str):
         if split not in SPLITS:
@@ -91,35 +93,46 @@ def render_multiple_choice(question: str, letters: Sequence[str], choices: Seque
 class TaskMixture:
     """Several tasks as one, in an order shuffled by the seed.
 
-    Each entry is (task, amount): an int is a number of conversations, a float a number of passes over the task.
-    Past its end an endless task goes on with new items; any other repeats, every pass in another order.
+    Each entry is (task, amount): an int is a number of items, a float a number of passes over the task. An endless task
+    is joined at a place that the seed draws; any other is gone through, every pass in another order.
+    With `exchanges` above 1, up to so many items of `short` tasks follow each other in one conversation.
     """
 
-    def __init__(self, entries: Sequence[tuple[Task, int | float]], seed: int = 0):
+    def __init__(self, entries: Sequence[tuple[Task, int | float]], seed: int = 0, exchanges: int = 1):
         rng = np.random.default_rng(seed)
-        self.tasks = [task for task, _ in entries]
-        chosen = [choose_indices(task, amount, rng) for task, amount in entries]
-        owner = np.repeat(np.arange(len(chosen)), [len(indices) for indices in chosen])
-        order = rng.permutation(len(owner))
-        self.owner = owner[order]
-        self.index = np.concatenate([np.zeros(0, dtype=np.int64), *chosen])[order]
+        items = [(task, int(index)) for task, amount in entries for index in choose_indices(task, amount, rng)]
+        self.conversations: list[list[tuple[Task, int]]] = []
+        waiting: list[tuple[Task, int]] = []
+        wanted = 1
+        for task, index in (items[i] for i in rng.permutation(len(items))):
+            if not task.short:
+                self.conversations.append([(task, index)])
+                continue
+            waiting.append((task, index))
+            if len(waiting) == wanted:
+                self.conversations.append(waiting)
+                waiting, wanted = [], int(rng.integers(1, exchanges + 1))
+        self.conversations += [waiting] if waiting else []
 
     def __len__(self) -> int:
-        return len(self.owner)
+        return len(self.conversations)
 
     def __getitem__(self, index: int) -> dict:
         if not 0 <= index < len(self):
             raise IndexError(f"The mixture has {len(self):,} conversations; there is no number {index:,}.")
-        return self.tasks[self.owner[index]][int(self.index[index])]
+        items = [task[place] for task, place in self.conversations[index]]
+        if len(items) == 1:
+            return items[0]
+        return {"messages": [message for item in items for message in item["messages"]]}
 
 
 def choose_indices(task: Task, amount: int | float, rng: np.random.Generator) -> np.ndarray:
-    """Which items of a task a mixture takes, (count,) int64."""
+    """Which items of a task a mixture takes, (count,) int64. ValueError for a negative amount or an empty task."""
     size = len(task)
     if amount < 0 or size == 0:
         raise ValueError(f"A mixture cannot take {amount} of {task.name}, which has {size} items.")
     count = amount if isinstance(amount, int) else round(amount * size)
     if task.endless:
-        return np.arange(count, dtype=np.int64)
+        return int(rng.integers(2**40)) + np.arange(count, dtype=np.int64)
     passes = [rng.permutation(size) for _ in range(-(-count // size))]
     return np.concatenate([np.zeros(0, dtype=np.int64), *passes])[:count]

@@ -1,0 +1,114 @@
+"""Words and their letters: Spelling says them one by one, LetterCount counts one of them with the calculator tool.
+
+In: the words of the embedded corpus. Out: `Spell "cat".` -> "c a t"; `How many "t" are in "cat"?` -> a call of count.
+A word is always asked for between quotes: it then has the same tokens there, in the tool call and wherever else it
+is written without a space before it, and they are few, short and often met.
+"""
+
+import re
+from collections import Counter
+from functools import lru_cache
+
+import numpy as np
+
+from nanochat import dataset
+from nanochat.execution import calculate
+from tasks.common import Answer, Task, exchange, generator, pick, reference_text
+
+HELD_OUT = 0.1  # share of the words that belong to the test
+LEAST_COUNT = 5  # rarer words of the corpus are mostly names and typing errors
+ALPHABET = "abcdefghijklmnopqrstuvwxyz"
+WORD = re.compile(r"(?<![^\W\d_])[a-z]{3,9}(?![^\W\d_])")
+
+SPELL = (
+    'Spell "{word}".',
+    'How do you spell "{word}"?',
+    'Spell the word "{word}".',
+    'Can you spell "{word}"?',
+    'Please spell "{word}" for me.',
+    'How is "{word}" spelled?',
+    'spell "{word}"',
+    'What are the letters of "{word}"?',
+)
+COUNT = (
+    'How many times does the letter "{letter}" occur in "{word}"?',
+    'How many "{letter}" are in "{word}"?',
+    'Count the letter "{letter}" in "{word}".',
+    'How often is "{letter}" in the word "{word}"?',
+    'How many times does "{letter}" appear in "{word}"?',
+    'how many "{letter}" are there in "{word}"',
+    'What is the number of "{letter}" in "{word}"?',
+    'In the word "{word}", how many times is there an "{letter}"?',
+)
+
+
+@lru_cache(maxsize=1)
+def count_words() -> dict[str, int]:
+    """How often the corpus has each word of three to nine plain small letters."""
+    counts = Counter(word for article in dataset.wiki_articles() for word in WORD.findall(article["extract"]))
+    return {word: count for word, count in sorted(counts.items()) if count >= LEAST_COUNT}
+
+
+class WordTask(Task):
+    """Draws words of its split, the square root of their frequency being their weight: common ones come more often, and
+    all of them come."""
+
+    endless = True
+    short = True
+
+    def __init__(self, split: str):
+        super().__init__(split)
+        words = {w: n for w, n in count_words().items() if dataset.is_held_out(w, HELD_OUT) == (split == "test")}
+        self.words = list(words)
+        weights = np.sqrt(np.array(list(words.values()), dtype=np.float64))
+        self.cumulative = np.cumsum(weights / weights.sum())
+
+    def __len__(self) -> int:
+        return len(self.words)
+
+    def draw_word(self, rng: np.random.Generator) -> str:
+        return self.words[min(int(np.searchsorted(self.cumulative, rng.random())), len(self.words) - 1)]
+
+
+class Spelling(WordTask):
+    """`Spell "strawberry".` -> "s t r a w b e r r y" """
+
+    name = "Spelling"
+
+    def __getitem__(self, index: int) -> dict:
+        rng = generator(self.name, self.split, index)
+        word = self.draw_word(rng)
+        return {"messages": exchange(pick(rng, SPELL).format(word=word), " ".join(word)), "word": word}
+
+    def grade(self, conversation: dict, completion: Answer) -> bool:
+        return completion.text.split() == reference_text(conversation).split()
+
+
+class LetterCount(WordTask):
+    """`How many "r" are in "strawberry"?` -> `"strawberry".count("r")` -> 3"""
+
+    name = "LetterCount"
+
+    def __getitem__(self, index: int) -> dict:
+        rng = generator(self.name, self.split, index)
+        word = self.draw_word(rng)
+        letter = self.draw_letter(rng, word)
+        expression = f'"{word}".count("{letter}")'
+        result = calculate(expression)
+        answer = [
+            {"type": "python", "text": expression},
+            {"type": "python_output", "text": result},
+            {"type": "text", "text": f'The letter "{letter}" appears {result} time{"" if result == "1" else "s"}.'},
+        ]
+        return {"messages": exchange(pick(rng, COUNT).format(word=word, letter=letter), answer), "word": word}
+
+    def draw_letter(self, rng: np.random.Generator, word: str) -> str:
+        """Half of the time the one that the word has most of, since else the answer would nearly always be 1."""
+        kind = rng.random()
+        if kind < 0.5:
+            return max(word, key=word.count)
+        return pick(rng, sorted(set(word)) if kind < 0.75 else ALPHABET)
+
+    def grade(self, conversation: dict, completion: Answer) -> bool:
+        """The only number in the answer is the right one."""
+        return re.findall(r"\d+", completion.text) == re.findall(r"\d+", reference_text(conversation))
