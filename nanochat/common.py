@@ -236,10 +236,11 @@ def describe_machine(device: torch.device) -> dict:
 def git_commit() -> str:
     """Short hash of the checkout that this file is in, with `+` if it has changes; "" outside git."""
     here = Path(__file__).resolve().parent
+
+    def run(*arguments: str) -> str:
+        return subprocess.run(["git", *arguments], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        run = lambda *a: subprocess.run(
-            ["git", *a], cwd=here, capture_output=True, text=True, check=True
-        ).stdout.strip()  # noqa: E731
         return run("rev-parse", "--short", "HEAD") + ("+" if run("status", "--porcelain", "-uno") else "")
     except (OSError, subprocess.CalledProcessError):
         return ""

@@ -41,8 +41,8 @@ class GPTConfig:
     def __post_init__(self):
         if self.n_embd % self.n_head or self.n_head % self.n_kv_head or (self.n_embd // self.n_head) % 2:
             raise ValueError(
-                f"n_embd={self.n_embd}, n_head={self.n_head}, n_kv_head={self.n_kv_head} do not fit together: heads must "
-                "divide n_embd into an even number of channels, and n_kv_head must divide n_head."
+                f"n_embd={self.n_embd}, n_head={self.n_head}, n_kv_head={self.n_kv_head} do not fit together: heads "
+                "must divide n_embd into an even number of channels, and n_kv_head must divide n_head."
             )
 
 

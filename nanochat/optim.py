@@ -4,6 +4,7 @@ In: a model, the size of a step in tokens. Out: optimizers with their peak rates
 progress in [0, 1] to a multiplier of those rates.
 """
 
+import math
 from collections.abc import Callable
 
 from nanochat.adamw import AdamW
@@ -14,10 +15,8 @@ from nanochat.muon import Muon
 Schedule = Callable[[float], float]
 
 
-def build_optimizers(
-    model: GPT, batch_tokens: int, dist: Dist = Dist(), weight_decay: float = 0.05
-) -> list[Muon | AdamW]:
-    """Muon for the matrices of the blocks, AdamW for the rest. batch_tokens: tokens of a whole optimizer step."""
+def build_optimizers(model: GPT, batch_tokens: int, dist: Dist = Dist(), lr_scale: float = 1.0) -> list[Muon | AdamW]:
+    """Muon for the matrices of the blocks, AdamW for the rest. batch_tokens: of a whole optimizer step."""
     named = dict(model.named_parameters())
     matrices = {n: p for n, p in named.items() if n.startswith("blocks.") and "value_gate" not in n}
     gates = {n: p for n, p in named.items() if "gate" in n}
@@ -28,10 +27,10 @@ def build_optimizers(
     assert len(matrices | gates | scalars | values | tables | head) == len(named)
 
     # Rates were tuned at 64 channels a layer, see dev/LOG.md; those of Adam fall with the square root of the width.
-    batch = (batch_tokens / 2**19) ** 0.5
+    batch = lr_scale
     width = (model.config.n_embd / 768) ** -0.5
     return [
-        Muon(matrices, lr=0.02 * batch, weight_decay=weight_decay, dist=dist),
+        Muon(matrices, lr=0.02 * batch, weight_decay=0.05, dist=dist),
         AdamW(head, lr=0.008 * batch * width, betas=(0.8, 0.96), dist=dist),
         AdamW(tables, lr=0.3 * batch * width, betas=(0.8, 0.99), dist=dist),
         AdamW(values, lr=0.15 * batch * width, betas=(0.8, 0.99), dist=dist),
@@ -54,3 +53,14 @@ def warmup_flat_warmdown(warmup: float = 0.02, warmdown: float = 0.65, final: fl
 def linear(start: float = 1.0, final: float = 0.0) -> Schedule:
     """Straight from `start` to `final`."""
     return lambda progress: start + (final - start) * progress
+
+
+def horizon(model: GPT) -> tuple[int, int]:
+    """How long to pretrain: (tokens in all, tokens of an optimizer step), from the size of the model.
+
+    12 tokens for each weight that multiplies (the lookup tables do not); the batch grows with the tokens to the power
+    0.383 and is a power of two. Both as fitted by Karpathy's nanochat, 2026, from 2^18 tokens a step at 0.5 B tokens.
+    """
+    matrices = sum(p.numel() for p in model.blocks.parameters()) + model.head.weight.numel()
+    tokens = 12 * matrices
+    return tokens, 2 ** round(math.log2(2**18 * (tokens / 0.5e9) ** 0.383))

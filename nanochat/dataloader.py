@@ -1,0 +1,218 @@
+"""Documents and conversations -> batches. The only place where training tensors are made.
+
+In: shards of text, or tasks of conversations, and a position in them. Out: Batches, and the position to resume at.
+
+A block is a shard's row group, or some hundred conversations. It is packed into rows by itself, so a position is just
+(epoch, block, row). Every rank goes through all rows in the same order and takes its own part of each global batch:
+the order does not depend on the number of ranks.
+"""
+
+from bisect import bisect_right, insort
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import torch
+
+from nanochat import dataset
+from nanochat.common import Dist
+from nanochat.tokenizer import Tokenizer
+from nanochat.trainer import Batch
+
+CONVERSATIONS_PER_BLOCK = 512
+SMALL_GAP = 8  # tokens: a gap this small at the end of a row is padded, not worth cutting a document for
+
+
+@dataclass(frozen=True)
+class Rows:
+    """inputs and targets (R, T) int64 with -1 where there is no loss, and how many items were left out."""
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    skipped: int = 0
+
+
+def pack(items: list[tuple[np.ndarray, np.ndarray]], T: int, pad: int, split: bool) -> Rows:
+    """Pack items into rows of T inputs, best fit first: into each row goes the longest item that still fits.
+
+    An item is (ids, mask), each (n,); ids[i] is a target where mask[i]. Rows have T + 1 tokens, of which the last T are
+    targets. With split, where nothing fits the shortest item is cut, and its rest is packed later with one token of
+    overlap, so that every token is a target just once. Without split, the gap is padded and items that are too long
+    for any row are left out and counted.
+    """
+    capacity = T + 1
+    items = [item for item in items if len(item[0]) > 1 and item[1].any()]
+    fitting = items if split else [item for item in items if len(item[0]) <= capacity]
+    # Sorted by length; the second key keeps the order fixed and the arrays uncompared.
+    pool = sorted(
+        ((len(ids), number, ids, mask) for number, (ids, mask) in enumerate(fitting)), key=lambda entry: entry[:2]
+    )
+    count = len(pool)
+    rows: list[list[tuple[np.ndarray, np.ndarray]]] = []
+    while pool:
+        row, room = [], capacity
+        while pool and room > (SMALL_GAP if row else 0):
+            place = bisect_right(pool, room, key=lambda entry: entry[0])
+            if place:
+                length, _, ids, mask = pool.pop(place - 1)
+            elif split:
+                _, _, ids, mask = pool.pop(0)
+                rest = ids[room - 1 :], mask[room - 1 :].copy()
+                rest[1][0] = False  # it is a target in this row
+                insort(pool, (len(rest[0]), count, *rest), key=lambda entry: entry[:2])
+                ids, mask, length, count = ids[:room], mask[:room], room, count + 1
+            else:
+                break
+            row.append((ids, mask))
+            room -= length
+        rows.append(row)
+    tokens = np.full((len(rows), capacity), pad, dtype=np.int64)
+    learn = np.zeros((len(rows), capacity), dtype=bool)
+    for r, row in enumerate(rows):
+        start = 0
+        for ids, mask in row:
+            tokens[r, start : start + len(ids)] = ids
+            learn[r, start : start + len(ids)] = mask
+            start += len(ids)
+    targets = np.where(learn, tokens, -1)[:, 1:]
+    return Rows(tokens[:, :-1], targets, len(items) - len(fitting))
+
+
+@dataclass(frozen=True)
+class DocumentSource:
+    """The documents of a dataset, each with <|bos|> in front."""
+
+    tokenizer: Tokenizer
+    files: list[Path]
+    T: int
+    seed: int | None = 0
+    groups: list[tuple[Path, int]] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, tokenizer: Tokenizer, name: str, split: str, T: int, seed: int | None = 0) -> "DocumentSource":
+        """SystemExit if the dataset is not there. Without a seed the order is that of the files (for validation)."""
+        dataset.require(name)
+        files = dataset.shards(name, split)
+        groups = [(file, group) for file in files for group in range(pq.ParquetFile(file).num_row_groups)]
+        return cls(tokenizer, files, T, seed, groups)
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def block(self, epoch: int, index: int) -> Rows:
+        if self.seed is not None:
+            index = int(np.random.default_rng((self.seed, epoch)).permutation(len(self))[index])
+        file, group = self.groups[index]
+        texts = pq.ParquetFile(file).read_row_group(group, columns=["text"]).column("text").to_pylist()
+        bos = np.array([self.tokenizer.bos_id])
+        documents = [np.concatenate((bos, ids)) for ids in self.tokenizer.encode_batch(texts)]
+        items = [(ids, np.arange(len(ids)) > 0) for ids in documents]
+        return _shuffled(pack(items, self.T, self.tokenizer.bos_id, split=True), self.seed, epoch, index)
+
+
+@dataclass(frozen=True)
+class ChatSource:
+    """The conversations of a task or mixture; what the assistant says is learned."""
+
+    tokenizer: Tokenizer
+    conversations: object  # has __len__ and __getitem__
+    T: int
+    seed: int | None = 0
+
+    def __len__(self) -> int:
+        return -(-len(self.conversations) // CONVERSATIONS_PER_BLOCK)
+
+    def block(self, epoch: int, index: int) -> Rows:
+        total = len(self.conversations)
+        order = np.arange(total)
+        if self.seed is not None:
+            order = np.random.default_rng((self.seed, epoch)).permutation(total)
+        chosen = order[index * CONVERSATIONS_PER_BLOCK : (index + 1) * CONVERSATIONS_PER_BLOCK]
+        items = [self.tokenizer.render_conversation(self.conversations[int(i)]) for i in chosen]
+        return _shuffled(pack(items, self.T, self.tokenizer.bos_id, split=False), self.seed, epoch, index)
+
+
+def _shuffled(rows: Rows, seed: int | None, epoch: int, index: int) -> Rows:
+    if seed is None:
+        return rows
+    order = np.random.default_rng((seed, epoch, index)).permutation(len(rows.inputs))
+    return Rows(rows.inputs[order], rows.targets[order], rows.skipped)
+
+
+class Batches:
+    """Iterates over lists of micro-batches, one list for each optimizer step.
+
+    rows: of the whole global batch. device_rows: at most so many at once on a device. epochs: stop after so many;
+    None goes on for ever. position: where to start, as kept by an earlier run.
+    """
+
+    def __init__(
+        self,
+        source,
+        rows: int,
+        device_rows: int,
+        dist: Dist = Dist(),
+        epochs: int | None = None,
+        position: dict | None = None,
+    ):
+        if rows % dist.world_size:
+            raise ValueError(
+                f"{rows} rows a step do not divide among {dist.world_size} ranks; choose a multiple of that."
+            )
+        self.source, self.rows, self.device_rows, self.dist, self.epochs = source, rows, device_rows, dist, epochs
+        self.position = dict(position or {"epoch": 0, "block": 0, "row": 0})
+        self.skipped = 0
+        self.progress = None if epochs is None else self._progress(1)
+
+    def _progress(self, rows_in_block: int) -> float:
+        blocks = self.position["block"] + self.position["row"] / max(1, rows_in_block)
+        return (self.position["epoch"] + blocks / len(self.source)) / self.epochs
+
+    def __iter__(self) -> Iterator[list[Batch]]:
+        buffer: list[tuple[np.ndarray, np.ndarray]] = []
+        for position, total, row in self._rows():
+            buffer.append(row)
+            if len(buffer) == self.rows:
+                yield self._emit(buffer, position, total)
+                buffer = []
+        if buffer:  # the last step of the last epoch: filled up with rows that have no targets
+            empty = buffer[0][0], np.full_like(buffer[0][1], -1)
+            self.progress = 1.0
+            yield self._emit(buffer + [empty] * (self.rows - len(buffer)), position, total)
+        self.progress = 1.0
+
+    def _rows(self):
+        """(position after this row, rows in its block, row), block after block; the next block is made meanwhile."""
+        epoch, block, skip = self.position["epoch"], self.position["block"], self.position["row"]
+        with ThreadPoolExecutor(1) as background:
+            coming = background.submit(self.source.block, epoch, block)
+            while self.epochs is None or epoch < self.epochs:
+                rows = coming.result()
+                self.skipped += rows.skipped
+                following = (epoch, block + 1) if block + 1 < len(self.source) else (epoch + 1, 0)
+                coming = background.submit(self.source.block, *following)
+                total = len(rows.inputs)
+                for r in range(skip, total):
+                    after = (epoch, block, r + 1) if r + 1 < total else (*following, 0)
+                    yield dict(zip(("epoch", "block", "row"), after)), total, (rows.inputs[r], rows.targets[r])
+                (epoch, block), skip = following, 0
+
+    def _emit(self, buffer, position: dict, rows_in_block: int) -> list[Batch]:
+        self.position = position
+        if self.epochs is not None:
+            self.progress = min(1.0, self._progress(rows_in_block))
+        mine = len(buffer) // self.dist.world_size
+        part = buffer[self.dist.rank * mine : (self.dist.rank + 1) * mine]
+        inputs, targets = (torch.from_numpy(np.stack(side)) for side in zip(*part))
+        return [
+            Batch(self._move(i), self._move(t))
+            for i, t in zip(inputs.split(self.device_rows), targets.split(self.device_rows))
+        ]
+
+    def _move(self, tensor: torch.Tensor) -> torch.Tensor:
+        if self.dist.device.type == "cuda":
+            return tensor.pin_memory().to(self.dist.device, non_blocking=True)
+        return tensor.to(self.dist.device)

@@ -1,0 +1,298 @@
+"""What the training scripts share: flags, resuming, and the hooks that log, evaluate, save and show.
+
+In: a model, its data and its rates. Out: checkpoints, a log of metrics, a section of the report.
+"""
+
+import math
+import signal
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+
+from nanochat import checkpoint_manager, report
+from nanochat.common import (
+    Dist,
+    MetricsLog,
+    Progress,
+    base_dir,
+    compute_dtype,
+    describe_machine,
+    format_seconds,
+    peak_flops,
+    peak_memory,
+)
+from nanochat.dataloader import Batches, ChatSource
+from nanochat.gpt import GPT
+from nanochat.loss_eval import evaluate_loss
+from nanochat.optim import build_optimizers
+from nanochat.tokenizer import Tokenizer
+from nanochat.trainer import State, Step, every, fit, next_token_loss
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    device: str = "auto"
+    """auto, cuda, mps or cpu"""
+    seed: int = 0
+    """of the weights and of the order of the data"""
+    model_tag: str | None = None
+    """name of the model's folder; by default d and its depth"""
+    resume: bool = False
+    """go on from the newest valid checkpoint of this model, if there is one"""
+    num_steps: int | None = None
+    """stop after this many optimizer steps"""
+    minutes: float | None = None
+    """stop after this much training time, whatever the machine's speed; the schedule follows the clock"""
+    device_batch_size: int = 16
+    """rows at once on a device; halve it if memory runs out: the result stays the same"""
+    lr_scale: float = 1.0
+    """multiplies all learning rates"""
+    eval_every: int | None = None
+    """steps between evaluations; by default a tenth of the run"""
+    save_every: int | None = None
+    """steps between checkpoints; by default a tenth of the run"""
+    keep_last: int = 2
+    """checkpoints to keep"""
+
+
+def resume_point(cfg: RunConfig, stage: str, tag: str, dist: Dist) -> checkpoint_manager.Checkpoint | None:
+    """The checkpoint to go on from if --resume says so and there is one."""
+    if not cfg.resume:
+        return None
+    path = checkpoint_manager.latest_valid(checkpoint_manager.folder_of(stage, tag), dist)
+    return checkpoint_manager.load(path=path, device=dist.device) if path else None
+
+
+def finished(checkpoint: checkpoint_manager.Checkpoint | None, dist: Dist) -> bool:
+    """Whether there is nothing left to train, and says so."""
+    if checkpoint is None or checkpoint.state.progress < 1:
+        return False
+    dist.print(f"Already trained: {checkpoint.path}. Leave out --resume to start over.")
+    return True
+
+
+@contextmanager
+def stop_signals():
+    """SIGINT and SIGTERM ask the run to save and stop, a second one stops it at once. Yields those received."""
+    received: list[int] = []
+
+    def handle(number, frame):
+        if received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def train(
+    cfg: RunConfig,
+    dist: Dist,
+    *,
+    stage: str,
+    tag: str,
+    title: str,
+    model: GPT,
+    tokenizer: Tokenizer,
+    optimizers: list,
+    batches,
+    schedule: Callable[[float], float],
+    num_steps: int | None,
+    evaluate: Callable[[GPT, bool], dict[str, float]],
+    checkpoint: checkpoint_manager.Checkpoint | None = None,
+    loss_fn=next_token_loss,
+    metrics: dict | None = None,
+) -> State:
+    """Train one stage from beginning or resume point to end. `evaluate(model, last)` returns scalars to log.
+
+    SystemExit with code 128 + signal number if a signal stopped the run; it has saved by then.
+    """
+    state = checkpoint.state if checkpoint else State()
+    if checkpoint:
+        checkpoint_manager.load_optimizers(checkpoint.path, optimizers)
+        dist.print(f"{title}: going on from {checkpoint.path.name}")
+    model.compute_dtype = compute_dtype(dist.device)
+    forward = torch.compile(model) if dist.device.type == "cuda" else model
+    log = MetricsLog(base_dir() / "logs" / f"{stage}-{tag}.jsonl", state.step, dist)
+    progress = Progress(title, 1000, "‰", dist, done=1000 * state.progress)
+    folder = checkpoint_manager.folder_of(stage, tag)
+    with (
+        stop_signals() as received,
+        checkpoint_manager.Saver(
+            folder, tokenizer, stage=stage, settings=cfg, keep_last=cfg.keep_last, dist=dist
+        ) as saver,
+    ):
+
+        def show(step: Step) -> None:
+            log.log(step.state.step, loss=step.loss, multiplier=step.multiplier, seconds=round(step.state.seconds, 3))
+            progress.update(
+                1000 * step.state.progress,
+                step=f"{step.state.step:,}",
+                loss=f"{step.loss:.3f}",
+                speed=f"{step.tokens_per_second:,.0f} tok/s",
+            )
+
+        def evaluate_and_log(step: Step) -> None:
+            model.eval()
+            values = evaluate(model, step.last)
+            model.train()
+            log.log(step.state.step, **values)
+            text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
+            progress.message(f"{title}: step {step.state.step:,}, {text}")
+
+        def save(step: Step) -> None:
+            tensors: dict[str, torch.Tensor] = {}
+            for optimizer in optimizers:
+                tensors |= optimizer.state_dict()
+            saver.save(model, step.state, tensors)
+
+        fit(
+            forward,
+            optimizers,
+            batches,
+            schedule,
+            state,
+            loss_fn=loss_fn,
+            hooks=[show, every(cfg.eval_every, evaluate_and_log), every(cfg.save_every, save)],
+            dist=dist,
+            num_steps=num_steps,
+            minutes=cfg.minutes,
+            should_stop=lambda: bool(received),
+        )
+    if received:
+        dist.print(f"\nStopped at step {state.step} and saved. The same command with --resume goes on from there.")
+        raise SystemExit(128 + received[0])
+    if dist.is_main:
+        _write_section(cfg, stage, title, model, state, log.path, dist, metrics or {})
+    dist.print(f"{title}: {state.step:,} steps in {format_seconds(state.seconds)}, saved in {folder}")
+    return state
+
+
+@dataclass(frozen=True)
+class ChatConfig(RunConfig):
+    source_step: int | None = None
+    """step of the model to start from; by default its newest"""
+    max_seq_len: int | None = None
+    """tokens of context; by default that of the model to start from"""
+    total_batch_size: int | None = None
+    """tokens of a whole optimizer step; by default that of the model to start from"""
+    epochs: int = 1
+    """passes through the mixture; with --minutes or --num_steps as many as fit"""
+
+
+def train_chat(
+    cfg: ChatConfig, dist: Dist, *, stage: str, source: str, title: str, schedule, train_on, validate_on
+) -> State | None:
+    """Midtraining and SFT: go on from stage `source` with the conversations of a mixture. None if already done.
+
+    validate_on: name -> conversations whose loss is evaluated.
+    """
+    tag = cfg.model_tag or checkpoint_manager.find(source).parent.name
+    checkpoint = resume_point(cfg, stage, tag, dist)
+    if finished(checkpoint, dist):
+        return None
+    start = checkpoint or checkpoint_manager.load(source, tag, cfg.source_step, device=dist.device)
+    settings = checkpoint_manager.load(source, tag, cfg.source_step).settings if checkpoint else start.settings
+    T = cfg.max_seq_len or start.model.config.sequence_len
+    batch_tokens = cfg.total_batch_size or settings["total_batch_size"]
+    rows = whole_rows(batch_tokens, T, dist)
+    open_ended = cfg.minutes is not None or cfg.num_steps is not None
+    batches = Batches(
+        ChatSource(start.tokenizer, train_on, T, cfg.seed),
+        rows,
+        cfg.device_batch_size,
+        dist,
+        epochs=None if open_ended else cfg.epochs,
+        position=checkpoint.state.data if checkpoint else None,
+    )
+    optimizers = build_optimizers(start.model, rows * T, dist, cfg.lr_scale)
+
+    def evaluate(model: GPT, last: bool) -> dict[str, float]:
+        values = {}
+        for name, conversations in validate_on.items():
+            held_out = Batches(
+                ChatSource(start.tokenizer, conversations, T, None), dist.world_size * 8, 8, dist, epochs=1
+            )
+            values[f"loss {name}"] = evaluate_loss(model, held_out, dist)
+        return values
+
+    state = train(
+        cfg,
+        dist,
+        stage=stage,
+        tag=tag,
+        title=title,
+        model=start.model,
+        tokenizer=start.tokenizer,
+        optimizers=optimizers,
+        batches=batches,
+        schedule=schedule,
+        num_steps=cfg.num_steps,
+        evaluate=evaluate,
+        checkpoint=checkpoint,
+    )
+    if batches.skipped:
+        dist.print(f"{batches.skipped:,} conversations were longer than {T} tokens and were left out.")
+    return state
+
+
+def whole_rows(batch_tokens: int, T: int, dist: Dist) -> int:
+    """Rows of T tokens in a step of about batch_tokens, the same number on every rank. SystemExit if that is none."""
+    rows = round(batch_tokens / T / dist.world_size) * dist.world_size
+    if rows == 0:
+        raise SystemExit(
+            f"--total_batch_size={batch_tokens} is less than one row of {T} tokens on each of {dist.world_size} ranks. "
+            f"Choose at least {T * dist.world_size}."
+        )
+    return rows
+
+
+def _write_section(cfg, stage, title, model, state: State, log_path, dist: Dist, metrics: dict) -> None:
+    rows = MetricsLog.read(log_path)
+    speed = state.tokens / max(state.seconds, 1e-9)
+    peak = peak_flops(dist.device)
+    metrics = metrics | {
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "steps": state.step,
+        "tokens": state.tokens,
+        "tokens_per_second": speed,
+        "peak_memory": peak_memory(dist.device),
+    }
+    if peak:
+        metrics["mfu"] = speed * model.flops_per_token() / (peak * dist.world_size)
+    if state.skipped:
+        metrics["steps skipped (loss not finite)"] = state.skipped
+    names = sorted({name for row in rows for name in row} - {"step", "multiplier", "seconds", "loss"})
+    for name in names:
+        metrics[name] = [row[name] for row in rows if name in row][-1]
+    curves = [_curve("training loss", "nats a token", *_smooth([(r["step"], r["loss"]) for r in rows if "loss" in r]))]
+    for name in names:
+        points = [(row["step"], row[name]) for row in rows if name in row]
+        curves.append(_curve(name, "bits per byte" if name.endswith("bpb") else "nats a token", *zip(*points)))
+    section = {
+        "title": title,
+        "seconds": state.seconds,
+        "machine": describe_machine(dist.device) | {"ranks": dist.world_size},
+        "settings": asdict(cfg),
+        "metrics": metrics,
+        "curves": curves,
+    }
+    report.write_section("chat_sft" if stage == "sft" else "chat_rl" if stage == "rl" else f"{stage}_train", section)
+
+
+def _curve(name: str, y_label: str, x=(), y=()) -> dict:
+    return {"name": name, "x_label": "step", "y_label": y_label, "x": list(x), "y": list(y)}
+
+
+def _smooth(points: list[tuple[int, float]], most: int = 300) -> tuple[list, list]:
+    """At most `most` points, each the mean of its stretch; what is not finite is left out."""
+    points = [p for p in points if math.isfinite(p[1])]
+    width = -(-len(points) // most) or 1
+    groups = [points[i : i + width] for i in range(0, len(points), width)]
+    return [g[-1][0] for g in groups], [sum(v for _, v in g) / len(g) for g in groups]
