@@ -12,12 +12,13 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from email.utils import parsedate_to_datetime
+from functools import partial
 from pathlib import Path
 from time import monotonic, time
 
 import httpx
 
-from nanochat.common import Progress, read_json, write_json
+from nanochat.common import Progress, write_bytes
 
 CHUNK = 1 << 20
 SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -53,15 +54,15 @@ def download(
     attempts: int = 6,
     delay: float = 1.0,
     stop: threading.Event | None = None,
-    on_bytes: Callable[[int, int | None], None] | None = None,
+    on_bytes: Callable[[tuple[int, int | None]], None] | None = None,
 ) -> Path:
     """Fetch `url` to `path` and return the path; a file that is already there is not fetched again.
 
     A broken transfer goes on where it stopped, in this call or in a later one. `sha256` and `size` (bytes) are
-    verified when given, as are those that a Hugging Face hub sends along; `check(file)` may raise ValueError for content
+    verified when given, as are those that a Hugging Face hub states; `check(file)` may raise ValueError for content
     that is not what it should be. Up to `attempts` tries in a row without a new byte, `delay` seconds apart at first
-    and doubling, or as long as the server asks. `on_bytes(have, total)` hears of progress, `stop` ends the work.
-    Raises DownloadError with the reason.
+    and doubling, or as long as the server asks. `on_bytes((have, total))` hears of progress, `stop` ends the work.
+    Raises DownloadError with the reason, or OSError if the disk is full.
     """
     if path.exists() and size in (None, path.stat().st_size):
         return path
@@ -72,14 +73,12 @@ def download(
     try:
         while True:
             try:
-                known_size, known_sha256 = _fetch(
-                    client or own_client, url, part, stop, on_bytes or (lambda have, total: None)
-                )
+                known_size, known_sha256 = _fetch(client or own_client, url, part, stop, on_bytes or (lambda _: None))
                 _verify(part, url, size or known_size, sha256 or known_sha256, check)
                 os.replace(part, path)
                 _etag_file(part).unlink(missing_ok=True)
                 return path
-            except (_Retry, httpx.TransportError) as error:
+            except (_Retry, httpx.HTTPError) as error:
                 failures = 1 if _size(part) > furthest else failures + 1
                 furthest = max(furthest, _size(part))
                 reason = str(error) or type(error).__name__
@@ -96,7 +95,7 @@ def download(
 def _fetch(client, url: str, part: Path, stop: threading.Event, on_bytes) -> tuple[int | None, str | None]:
     """One attempt: add to `part` what it lacks. Returns the size and sha256 that the server states, if it does."""
     have = _size(part)
-    etag = read_json(_etag_file(part))["etag"] if have and _etag_file(part).exists() else None
+    etag = _etag_file(part).read_text() if have and _etag_file(part).exists() else ""
     headers = {"Range": f"bytes={have}-"} | ({"If-Range": etag} if etag else {}) if have else {}
     with client.stream("GET", url, headers=headers) as response:
         status = response.status_code
@@ -111,25 +110,23 @@ def _fetch(client, url: str, part: Path, stop: threading.Event, on_bytes) -> tup
         known = linked.get("x-linked-etag", "").strip('"')
         known_sha256 = known if SHA256.fullmatch(known) else None
         if status == 206:
-            start, total = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("content-range", "")).groups()
-            total = None if total == "*" else int(total)
-            if int(start) != have:
+            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("content-range", ""))
+            if not span or int(span[1]) != have:
                 part.unlink(missing_ok=True)
-                raise _Retry(f"the server sent byte {start} where {have} was asked for")
+                raise _Retry(f"the server did not go on from byte {have:,}, which was asked for")
+            total = None if span[2] == "*" else int(span[2])
         else:
             have, total = 0, int(response.headers["content-length"]) if "content-length" in response.headers else None
-            strong = response.headers.get("etag", "")
-            if strong and not strong.startswith("W/"):
-                write_json(_etag_file(part), {"etag": strong})
-            else:
-                _etag_file(part).unlink(missing_ok=True)
-        with open(part, "ab" if status == 206 else "wb") as file:
-            for chunk in response.iter_raw(CHUNK):
+            part.unlink(missing_ok=True)  # before the new ETag is noted: it must never stand beside older bytes
+            etag = response.headers.get("etag", "")
+            write_bytes(_etag_file(part), etag.encode() if etag.startswith('"') else b"")  # a weak one promises nothing
+        with open(part, "ab") as file:
+            for chunk in response.iter_raw():
                 if stop.is_set():
                     raise DownloadError(f"{url}: stopped.")
                 file.write(chunk)
                 have += len(chunk)
-                on_bytes(have, total)
+                on_bytes((have, total))
             file.flush()
             os.fsync(file.fileno())
     if total is not None and have < total:
@@ -179,42 +176,38 @@ def download_all(jobs: list[tuple[str, Path]], workers: int, stage: str = "downl
     `options` go to `download`. On Ctrl-C what has arrived stays, and the same call goes on from there.
     """
     have: dict[Path, tuple[int, int | None]] = {}
-    stop, failed, start = threading.Event(), {}, monotonic()
+    stop, failed, finished, start = threading.Event(), {}, set(), monotonic()
     progress = Progress(stage, total=len(jobs), unit="files")
-    already = sum(_size(path) + _size(path.with_name(path.name + ".part")) for _, path in jobs)
+    at_start = sum(_on_disk(path) for _, path in jobs)
 
-    def show(finished: set[Path]) -> None:
-        sizes = dict(have)
-        fraction = sum(b / total for path, (b, total) in sizes.items() if total and path not in finished)
-        new = max(
-            0,
-            sum(_size(path) for path in finished)
-            + sum(b for p, (b, _) in sizes.items() if p not in finished)
-            - already,
+    def show() -> None:
+        under_way = sum(
+            min(b / total, 0.99) for path, (b, total) in list(have.items()) if total and path not in finished
         )
-        rate = new / max(monotonic() - start, 1e-9)
-        progress.update(
-            min(len(finished) + fraction, len(jobs) - (len(finished) < len(jobs)) * 0.01),
-            new=f"{new / 1e6:,.0f} MB",
-            rate=f"{rate / 1e6:,.1f} MB/s",
-            failed=len(failed),
-        )
+        new = sum(_on_disk(path) for _, path in jobs) - at_start
+        rate = new / 1e6 / max(monotonic() - start, 1e-9)
+        fields = {"failed": len(failed)} if failed else {}
+        progress.update(len(finished) + under_way, new=f"{new / 1e6:,.0f} MB", rate=f"{rate:,.1f} MB/s", **fields)
 
     with new_client() as client, ThreadPoolExecutor(workers) as pool:
         futures = {}
         for url, path in jobs:
-            listen = lambda b, total, path=path: have.__setitem__(path, (b, total))  # noqa: E731
+            listen = partial(have.__setitem__, path)
             futures[pool.submit(download, url, path, client=client, stop=stop, on_bytes=listen, **options)] = path
-        finished, pending = set(), set(futures)
+        pending = set(futures)
         try:
             while pending:
-                done, pending = wait(pending, timeout=0.2, return_when=FIRST_COMPLETED)
+                done, pending = wait(pending, timeout=0.5, return_when=FIRST_COMPLETED)
                 for future in done:
                     finished.add(futures[future])
                     if error := future.exception():
                         failed[futures[future]] = str(error)
-                show(finished)
+                show()
         finally:  # also on Ctrl-C: the threads end at their next chunk
             stop.set()
             pool.shutdown(wait=True, cancel_futures=True)
     return failed
+
+
+def _on_disk(path: Path) -> int:
+    return _size(path) or _size(path.with_name(path.name + ".part"))
