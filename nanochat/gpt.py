@@ -210,16 +210,20 @@ class GPT(nn.Module):
         self.smear_scale.zero_()
         return self
 
-    def forward(self, idx, targets=None, cache=None, at=None, reduction="sum"):
+    def forward(self, idx, targets=None, weights=None, cache=None, at=None, reduction="sum"):
         """idx (B, T) int64 -> logits (B, T, V) float32, or (B, V) of the columns `at` (B,).
 
-        With targets (B, T), where -1 means no loss: the summed nats, a float32 scalar, or the (B, T) losses if
-        reduction is "none". With a cache the rows go on at cache.pos, see dev/ARCHITECTURE.md.
+        With targets (B, T), where -1 means no loss: the summed nats, a float32 scalar, each times its weight if there
+        are weights (B, T); or with reduction="none" the (B, T) losses, which have no gradient. With a cache the rows
+        go on at cache.pos, see dev/ARCHITECTURE.md.
         """
         x = norm(self.features(idx, cache, at))
         if targets is not None:
-            loss = linear_cross_entropy(x.flatten(0, 1), self.head.weight, targets.flatten(), reduction)
-            return loss.view(targets.shape) if reduction == "none" else loss
+            x, weight, targets_flat = x.flatten(0, 1), self.head.weight, targets.flatten()
+            if reduction == "none":
+                return token_losses(x, weight, targets_flat).view(targets.shape)
+            scale = targets_flat >= 0 if weights is None else (targets_flat >= 0) * weights.flatten()
+            return linear_cross_entropy(x, weight, targets_flat, scale)
         if at is not None:
             x = x[torch.arange(len(x), device=x.device), at]
         return softcap(self.head(x).float())
@@ -265,16 +269,15 @@ def softcap(z: torch.Tensor) -> torch.Tensor:
     return SOFTCAP * torch.tanh(z / SOFTCAP)
 
 
-def linear_cross_entropy(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor, reduction="sum") -> torch.Tensor:
-    """Cross-entropy of softcap(x @ weight.T), in nats. x (N, C), weight (V, C), targets (N,) with -1 for no loss.
+@torch.no_grad()
+def token_losses(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """Cross-entropy of softcap(x @ weight.T) for each token, in nats; 0 where the target is -1.
 
-    Returns the float32 sum, or with reduction="none" the (N,) losses (then without a gradient).
+    x (N, C), weight (V, C), targets (N,) -> (N,) float32.
     """
-    if reduction == "sum":
-        return _LinearCrossEntropy.apply(x, weight, targets)
     rows = _chunk_rows(x)
-    losses = [_chunk_loss(a, weight.to(x.dtype), t)[0] for a, t in zip(x.split(rows), targets.split(rows))]
-    return torch.cat(losses).detach()
+    losses = [_chunk_loss(part, weight.to(x.dtype), t)[0] for part, t in zip(x.split(rows), targets.split(rows))]
+    return torch.cat(losses) * (targets >= 0)
 
 
 def _chunk_rows(x):
@@ -287,14 +290,17 @@ def _chunk_loss(x, weight, targets):
     exp = (tanh * SOFTCAP).exp_()  # at most exp(15): no need to subtract the maximum
     total = exp.sum(dim=1, keepdim=True)
     hit = tanh.gather(1, targets.clamp(min=0)[:, None]) * SOFTCAP
-    return (total.log() - hit).squeeze(1) * (targets >= 0), exp, total, tanh
+    return (total.log() - hit).squeeze(1), exp, total, tanh
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
-    """The loss is a sum, so its gradient is known up to one scalar when it is computed: forward makes it at once."""
+    """The summed losses of `token_losses`, each times its `scale` (N,).
+
+    The loss is a sum, so its gradient is known up to one scalar when it is computed: forward makes it at once.
+    """
 
     @staticmethod
-    def forward(ctx, x, weight, targets):
+    def forward(ctx, x, weight, targets, scale):
         w = weight.to(x.dtype)
         loss = x.new_zeros((), dtype=torch.float32)
         need = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
@@ -303,11 +309,11 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(x), rows):
             part, t = x[start : start + rows], targets[start : start + rows]
             losses, exp, total, tanh = _chunk_loss(part, w, t)
-            loss += losses.sum()
+            factor = scale[start : start + rows].to(torch.float32)
+            loss += (losses * factor).sum()
             if need:
-                valid = (t >= 0)[:, None]
-                dz = exp.mul_(valid / total)
-                dz.scatter_add_(1, t.clamp(min=0)[:, None], -valid.to(dz.dtype))
+                dz = exp.mul_(factor[:, None] / total)
+                dz.scatter_add_(1, t.clamp(min=0)[:, None], -factor[:, None])
                 dz = torch.ops.aten.tanh_backward(dz, tanh).to(x.dtype)
                 torch.mm(dz, w, out=dx[start : start + rows])
                 dw.addmm_(dz.T, part) if dw.dtype == x.dtype else dw.add_(dz.T @ part)
@@ -317,4 +323,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         dx, dw = ctx.saved_tensors
-        return grad.to(dx.dtype) * dx, grad * dw, None
+        return grad.to(dx.dtype) * dx, grad * dw, None, None
+
+
+linear_cross_entropy = _LinearCrossEntropy.apply

@@ -15,8 +15,8 @@ from nanochat.muon import Muon
 Schedule = Callable[[float], float]
 
 
-def build_optimizers(model: GPT, batch_tokens: int, dist: Dist = Dist(), lr_scale: float = 1.0) -> list[Muon | AdamW]:
-    """Muon for the matrices of the blocks, AdamW for the rest. batch_tokens: of a whole optimizer step."""
+def build_optimizers(model: GPT, dist: Dist = Dist(), lr_scale: float = 1.0) -> list[Muon | AdamW]:
+    """Muon for the matrices of the blocks, AdamW for the rest."""
     named = dict(model.named_parameters())
     matrices = {n: p for n, p in named.items() if n.startswith("blocks.") and "value_gate" not in n}
     gates = {n: p for n, p in named.items() if "gate" in n}

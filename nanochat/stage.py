@@ -211,7 +211,7 @@ def train_chat(
         epochs=None if open_ended else cfg.epochs,
         position=checkpoint.state.data if checkpoint else None,
     )
-    optimizers = build_optimizers(start.model, rows * T, dist, cfg.lr_scale)
+    optimizers = build_optimizers(start.model, dist, cfg.lr_scale)
 
     def evaluate(model: GPT, last: bool) -> dict[str, float]:
         values = {}

@@ -54,8 +54,8 @@ Hook = Callable[[Step], None]
 
 
 def next_token_loss(model, batch: Batch) -> torch.Tensor:
-    """The summed nats of a batch."""
-    return model(batch.inputs, targets=batch.targets)
+    """The summed nats of a batch; where it has weights that are advantages, the loss of the policy gradient."""
+    return model(batch.inputs, targets=batch.targets, weights=batch.weights)
 
 
 def train_step(model, optimizers, micro_batches, loss_fn, dist: Dist, multiplier: float, progress: float) -> float:

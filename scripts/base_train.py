@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 
-from nanochat import dataset
 from nanochat.common import base_dir, setup
 from nanochat.configurator import parse
 from nanochat.dataloader import Batches, DocumentSource
@@ -72,7 +71,7 @@ def main(cfg: Config) -> None:
             title="Pretraining",
             model=model,
             tokenizer=tokenizer,
-            optimizers=build_optimizers(model, rows * cfg.max_seq_len, dist, cfg.lr_scale),
+            optimizers=build_optimizers(model, dist, cfg.lr_scale),
             batches=batches,
             schedule=warmup_flat_warmdown(),
             num_steps=num_steps,

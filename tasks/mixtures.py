@@ -51,6 +51,11 @@ def evaluation_tasks() -> list[Task]:
     ]
 
 
+def validation(size: int = 48) -> dict[str, list[dict]]:
+    """Name of a task -> a few of its held-out conversations, whose loss is watched during training."""
+    return {task.name: [task[index] for index in range(min(size, len(task)))] for task in evaluation_tasks()}
+
+
 def standard_mid_mixture(seed: int = 1) -> TaskMixture:
     """Midtraining of the big run: general chat, multiple choice, sums with the tool, and who it is."""
     from tasks.gsm8k import GSM8K

@@ -58,6 +58,14 @@ def evaluation_tasks(names: tuple[str, ...] = (), folder: Path | None = None) ->
     return tasks, left_out
 
 
+def practice(name: str, folder: Path | None = None) -> tuple[Task, Task]:
+    """What reinforcement learning practises on, and what it is watched by. SystemExit for an unknown name."""
+    if name in PUBLISHED:
+        return build(name, "train", folder), build(name, "validation", folder)
+    (task,), _ = evaluation_tasks((name,))
+    return type(task)("train"), task
+
+
 def published_files() -> list[tuple[str, str, str]]:
     """(stem, address, split) of every published file, SmolTalk's four training parts one by one."""
     from tasks.arc import SUBSETS, files_of
