@@ -1,120 +1,452 @@
-"""Many answers at once from one model: slots of keys and values, a sampler, and the scheduler that steps them.
+"""Many answers at once from one model: slots of keys and values, and the scheduler that steps them.
 
 In: prompts as token ids and a Sampling each. Out: Deltas as the text comes, then a Completion.
 One thread calls `step`; `submit` and `cancel` may be called from any thread.
+
+An answer does not depend on its company or on what was cached. Floating-point sums depend on the shapes they are
+computed in, so every token is computed in a shape that depends on its own conversation only: a prompt in chunks that
+start at multiples of the chunk, an answer in batches of a number of rows that was seen to give the same bits, against
+a number of stored positions rounded up from its own. A cached prefix is reused in whole chunks of prompts.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple
+import copy
+import itertools
+import secrets
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn as nn
+
+from nanochat.answer import Answer, Completion, Delta, Sampling, TokenLogprob
+from nanochat.sampler import choose, log_probabilities
+
+__all__ = ["Completion", "Delta", "Engine", "KVCache", "Request", "Sampling", "TokenLogprob"]
+
+ROW_COUNTS = (4, 8, 16, 32, 64)  # the batches that decode is tried in
+ROUND = 64  # positions: what a row attends to is rounded up to a multiple of this
+STEP_TOKENS = 256  # of prompts, in one step, so that a long prompt does not hold up the answers that are running
 
 
-@dataclass(frozen=True)
-class Sampling:
-    """How one answer is chosen. ValueError with the name and the value if a setting is out of range."""
-
-    max_tokens: int | None = None
-    """Tokens of the answer at most, tool output included; None: until the context is full."""
-    temperature: float = 1.0
-    """0 is greedy."""
-    top_k: int = 0
-    """Only the k likeliest tokens; 0: all."""
-    top_p: float = 1.0
-    """Only the likeliest tokens that together have this probability."""
-    min_p: float = 0.0
-    """Only tokens at least this many times as likely as the likeliest."""
-    repetition_penalty: float = 1.0
-    """Above 1: tokens of the prompt and of the answer so far become less likely (CTRL, Keskar et al. 2019)."""
-    seed: int | None = None
-    """The same seed gives the same answer, in whatever company; None: a new one each time."""
-    stop: Sequence[str] = ()
-    """Strings that end the answer; the text ends before them."""
-    stop_ids: Sequence[int] = ()
-    """Further tokens that end the answer, besides <|assistant_end|> and <|bos|>."""
-    logprobs: int | None = None
-    """Log probabilities of each token and of this many alternatives; None: none."""
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    """Added to the logits of these tokens."""
-    tools: bool = True
-    """Run the calculator when the model asks for it."""
+def round_up(n: int, multiple: int) -> int:
+    return -(-n // multiple) * multiple
 
 
-class TokenLogprob(NamedTuple):
-    """Natural logarithms of probabilities under the model itself: temperature, penalties and cuts are not in them."""
-
-    id: int
-    logprob: float
-    top: list[tuple[int, float]]  # the likeliest tokens, best first
+# ---------------------------------------------------------------------------------------------------------------------
+# Keys and values
 
 
-@dataclass(frozen=True)
-class Delta:
-    """A piece of an answer. Whole characters only, never a special token."""
+class KVCache:
+    """Keys and values of all slots; the memory is taken once, here."""
 
-    text: str
-    kind: str = "text"  # the part that the text belongs to: "text", "python" or "python_output"
-    ids: tuple[int, ...] = ()  # the tokens that this piece is made of; with stop strings they may lag behind the text
-    logprobs: tuple[TokenLogprob, ...] = ()
+    def __init__(self, config, slots: int, length: int, device: torch.device, dtype: torch.dtype):
+        shape = (config.n_layer, slots, length, config.n_kv_head, config.n_embd // config.n_head)
+        # Zeros, not empty: what lies beyond a row's position is weighted by 0, and 0 times NaN is NaN.
+        self.keys = torch.zeros(shape, device=device, dtype=dtype)
+        self.values = torch.zeros(shape, device=device, dtype=dtype)
+
+    def copy(self, source: int, target: int, n: int) -> None:
+        """The first n positions of a slot, into another."""
+        for store in (self.keys, self.values):
+            store[:, target, :n] = store[:, source, :n]
+
+    def swap(self, a: int, b: int, n: int) -> None:
+        """Exchange the first n positions of two slots."""
+        for store in (self.keys, self.values):
+            kept = store[:, a, :n].clone()
+            store[:, a, :n] = store[:, b, :n]
+            store[:, b, :n] = kept
+
+    def clear(self, slot: int) -> None:
+        self.keys[:, slot].zero_()
+        self.values[:, slot].zero_()
 
 
-@dataclass(frozen=True)
-class Completion:
-    """A finished answer."""
+class Rows:
+    """Neighbouring slots of a cache as one batch, which is what GPT.forward sees (see dev/ARCHITECTURE.md).
 
-    ids: list[int]  # all tokens, special ones and tool output included
-    mask: list[bool]  # False where the engine forced the token (tool output), True where the model chose it
-    text: str  # the text parts only
-    parts: list[dict]  # a conversation's content: {"type": "text" | "python" | "python_output", "text": str}
-    finish_reason: str  # "stop", "length", "cancelled" or "error"
-    logprobs: list[TokenLogprob] | None  # one for each of ids, if asked for
-    prompt_tokens: int
-    cached_tokens: int  # of the prompt, those that were in the cache already
-    error: str | None = None
+    The slots from `first` on are live, one for each of `pos`; rows that hold nothing make up the `count`. They are
+    computed and thrown away: the number of rows decides the bits of the result.
+    """
+
+    def __init__(self, cache: KVCache, first: int, pos: list[int], prev: list[int], count: int, stored: int):
+        device, live = cache.keys.device, len(pos)
+        padding = count - live
+        self.pos, self.prev = torch.tensor([pos + [0] * padding, prev + [-1] * padding], device=device)
+        self.live, self.row = live, torch.arange(live, device=device)[:, None]
+        self.stores = [store[:, first : first + live] for store in (cache.keys, cache.values)]
+        if live == 1:  # the padding reads what the live row reads, so it costs no memory traffic
+            self.views = [store[:, :, :stored].expand(-1, count, -1, -1, -1) for store in self.stores]
+        else:
+            self.views = [store[:, first : first + count, :stored] for store in (cache.keys, cache.values)]
+
+    def update(self, layer: int, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        columns = self.pos[: self.live, None] + torch.arange(k.size(1), device=k.device)
+        for store, new in zip(self.stores, (k, v)):
+            store[layer].index_put_((self.row, columns), new[: self.live])
+        return self.views[0][layer], self.views[1][layer]
+
+    def advance(self, idx: torch.Tensor, n: int | torch.Tensor) -> None:
+        n = torch.full_like(self.pos, n) if isinstance(n, int) else n
+        self.pos = self.pos + n
+        self.prev = idx.gather(1, n[:, None] - 1)[:, 0]
+
+
+def inference_copy(model: nn.Module) -> nn.Module:
+    """The model with its weights in its compute type; those that need no change are shared with the original.
+
+    On a CPU matrices are laid out by input channel: a product then reads them in order and, unlike with torch's own
+    layout, has the same bits for 4 rows as for 16, and takes less time for few rows.
+    """
+    tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    copies = {}
+    for p in model.parameters():
+        weight = p.detach().to(model.compute_dtype)
+        if p.device.type == "cpu" and p.dim() > 1 and id(p) not in tables:
+            weight = weight.flatten(0, -2).t().contiguous().t().view(weight.shape)
+        copies[id(p)] = nn.Parameter(weight, requires_grad=False)
+    return copy.deepcopy(model, copies).eval()
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The scheduler
 
 
 class Request:
-    """One prompt on its way through the engine. Callers keep it to cancel, and read `finished`."""
+    """One prompt on its way through the engine. Callers keep it to cancel, and read `finished` and `completion`."""
 
-    id: int
-    prompt: list[int]
-    sampling: Sampling
-    finished: bool = False
-    completion: Completion | None = None
+    def __init__(self, number: int, prompt: list[int], sampling: Sampling, tokenizer, room: int):
+        self.id, self.prompt, self.sampling = number, prompt, sampling
+        self.most_tokens = min(room, sampling.max_tokens or room)
+        self.seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
+        self.answer = Answer(tokenizer, sampling)
+        self.completion: Completion | None = None
+        self.cached_tokens = 0
+        self.cancelled = False
+        self.bias: torch.Tensor | None = None  # (V,) what logit_bias adds
+        self.seen: torch.Tensor | None = None  # (V,) bool, tokens so far, if there is a repetition penalty
+
+    @property
+    def finished(self) -> bool:
+        return self.completion is not None
+
+
+class Slot:
+    """A row of the cache: the prompt it holds from its first position on, and the request that works in it."""
+
+    def __init__(self):
+        self.prompt: list[int] = []  # tokens that were stored in prefill, so that they can be used again
+        self.length = 0  # tokens stored
+        self.request: Request | None = None
+        self.used = 0  # when it was taken last, to reuse the oldest first
 
 
 class Engine:
-    """Continuous batching over `max_batch` slots of `max_context` tokens each."""
+    """Continuous batching over `max_batch` conversations of up to `max_context` tokens each.
 
-    def __init__(self, model, tokenizer, max_batch: int = 8, max_context: int | None = None):
-        """`max_context` None: the model's sequence_len. Memory is taken here, once."""
+    The slots of running answers are the first ones, side by side, so that a batch is a view of the cache.
+    """
+
+    def __init__(self, model: nn.Module, tokenizer, max_batch: int = 8, max_context: int | None = None):
+        """`max_context` None: the model's sequence_len, which is also the most there can be. Memory is taken here."""
+        config = model.config
+        self.max_context = config.sequence_len if max_context is None else max_context
+        if max_batch < 1 or not 2 <= self.max_context <= config.sequence_len:
+            raise ValueError(
+                f"max_batch={max_batch} must be at least 1, and max_context={self.max_context} from 2 to the "
+                f"{config.sequence_len} tokens that the model was built for."
+            )
+        self.source, self.tokenizer, self.max_batch = model, tokenizer, max_batch
+        self.device = next(model.parameters()).device
+        self.chunk = 64 if self.device.type == "cpu" else 256
+        self.model = inference_copy(model)
+        self.row_counts = self._try_row_counts()
+        slots = round_up(max_batch, self.row_counts[0])
+        length = round_up(self.max_context, self.chunk)
+        self.cache = KVCache(config, slots, length, self.device, model.compute_dtype)
+        self.slots = [Slot() for _ in range(slots)]
+        self.running = 0  # of the slots, the first ones
+        self.filling: Slot | None = None  # the slot whose prompt is being read; one at a time, so the next can share it
+        self.waiting: deque[Request] = deque()
+        self.lock = threading.Lock()  # for waiting
+        self.numbers = itertools.count(1)
+        self.totals = dict.fromkeys(("requests", "prompt_tokens", "cached_tokens", "generated_tokens"), 0)
+
+    @torch.inference_mode()
+    def refresh(self) -> None:
+        """Take the weights of the model anew, after they were trained on; forgets all that is cached."""
+        if self.has_work:
+            raise ValueError("The engine cannot change its weights while answers are running. Finish or cancel them.")
+        self.model = inference_copy(self.source)
+        self.slots = [Slot() for _ in self.slots]
 
     def submit(self, prompt: Sequence[int], sampling: Sampling = Sampling()) -> Request:
-        """Queue a prompt; any thread. ValueError, before any work, if it does not fit (both numbers) or is empty."""
-        raise NotImplementedError
+        """Queue a prompt; any thread. ValueError, before any work, if it is empty, does not fit or has ids that are no
+        tokens; the same for the ids in `sampling`."""
+        prompt = [int(id) for id in prompt]
+        if not prompt:
+            raise ValueError("The prompt is empty: it must have at least one token.")
+        if len(prompt) >= self.max_context:
+            raise ValueError(
+                f"The prompt has {len(prompt):,} tokens and the context holds {self.max_context:,}, at least one of "
+                "which is for the answer. Shorten the prompt."
+            )
+        vocab_size = self.source.config.vocab_size
+        for name, ids in (("prompt", prompt), ("logit_bias", sampling.logit_bias), ("stop_ids", sampling.stop_ids)):
+            if ids and not (0 <= min(ids) and max(ids) < vocab_size):
+                raise ValueError(
+                    f"{name} has token ids from {min(ids)} to {max(ids)}; the vocabulary has {vocab_size}."
+                )
+        request = Request(next(self.numbers), prompt, sampling, self.tokenizer, self.max_context - len(prompt))
+        with self.lock:
+            self.waiting.append(request)
+        return request
 
     def cancel(self, request: Request) -> None:
         """End a request wherever it is; any thread. Its Completion, reason "cancelled", comes from the next step."""
-        raise NotImplementedError
+        request.cancelled = True
 
     @property
     def has_work(self) -> bool:
         """Is there anything for `step` to do? Any thread."""
-        raise NotImplementedError
-
-    def step(self) -> list[tuple[Request, Delta | Completion]]:
-        """Admit, prefill a chunk, decode one token for every running request. What came of it, in order; a request's
-        last event is its Completion. One thread only. It raises nothing for a fault of one request: that one's
-        Completion has reason "error"."""
-        raise NotImplementedError
+        return bool(self.running or self.filling or self.waiting)
 
     def stats(self) -> dict[str, int]:
-        """running, waiting, slots, prompt_tokens, cached_tokens, generated_tokens (totals since the start)."""
-        raise NotImplementedError
+        """What goes on now, and totals since the start. Any thread."""
+        now = {
+            "running": self.running + (self.filling is not None),
+            "waiting": len(self.waiting),
+            "slots": self.max_batch,
+        }
+        return now | self.totals
 
-    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling]) -> list[Completion]:
-        """All prompts to their ends, in the order given."""
-        raise NotImplementedError
+    @torch.inference_mode()
+    def step(self) -> list[tuple[Request, Delta | Completion]]:
+        """Read on in the prompts, then one token for every running answer. What came of it, in order: a request's last
+        event is its Completion. One thread only. A fault of one request ends that one, with reason "error"."""
+        events: list[tuple[Request, Delta | Completion]] = []
+        self._end_cancelled(events)
+        for _ in range(STEP_TOKENS // self.chunk):
+            if self.filling is None and not self._admit():
+                break
+            self._prefill(events)
+        self._decode(events)
+        return events
+
+    # -- What step is made of
+
+    def _end_cancelled(self, events) -> None:
+        with self.lock:
+            gone = [request for request in self.waiting if request.cancelled]
+            for request in gone:
+                self.waiting.remove(request)
+        for request in gone:
+            self._complete(request, "cancelled", events)
+        for slot in [slot for slot in self.slots if slot.request is not None and slot.request.cancelled]:
+            self._release(slot, "cancelled", events)
+
+    def _admit(self) -> bool:
+        """Give the first in the queue a slot, with the longest prefix of its prompt that lies in any slot."""
+        with self.lock:
+            if not self.waiting or self.running >= self.max_batch:
+                return False
+            request = self.waiting.popleft()
+        free = self.slots[self.running :]
+        oldest = min(free, key=lambda slot: slot.used)
+        shared = [self._shared(slot, request.prompt) for slot in self.slots]
+        most = max(shared)
+        source = self.slots[shared.index(most)]
+        # Go on in the slot itself, unless it is busy or holds a long conversation that only begins alike.
+        slot = source if source in free and most and len(source.prompt) <= 2 * most else oldest
+        if most and slot is not source:
+            self.cache.copy(self.slots.index(source), self.slots.index(slot), most)
+        slot.prompt, slot.length, slot.request = request.prompt[:most], most, request
+        slot.used = request.id
+        request.cached_tokens = most
+        self.totals["requests"] += 1
+        self.totals["prompt_tokens"] += len(request.prompt)
+        self.totals["cached_tokens"] += most
+        self.filling = slot
+        return True
+
+    def _shared(self, slot: Slot, prompt: list[int]) -> int:
+        """Tokens of the prompt that a slot holds, in whole chunks. At least the last token is always computed."""
+        most = min(len(slot.prompt), len(prompt) - 1)
+        same = next((i for i in range(most) if slot.prompt[i] != prompt[i]), most)
+        return same // self.chunk * self.chunk
+
+    def _prefill(self, events) -> None:
+        """The next chunk of the prompt in `filling`; after the last one, the first token of the answer."""
+        slot = self.filling
+        request, start = slot.request, slot.length
+        ids = request.prompt[start : start + self.chunk]
+        try:
+            prev = request.prompt[start - 1] if start else -1
+            rows = Rows(self.cache, self.slots.index(slot), [start], [prev], 1, start + self.chunk)
+            idx = torch.tensor([ids + [0] * (self.chunk - len(ids))], device=self.device)
+            logits = self.model(idx, cache=rows, at=torch.tensor([len(ids) - 1], device=self.device))
+            slot.length += len(ids)
+            slot.prompt = request.prompt[: slot.length]
+            if slot.length < len(request.prompt):
+                return
+            self._prepare(request)
+        except Exception as error:  # one request's fault (memory, most likely) must not end the others
+            return self._release(slot, "error", events, error)
+        self.filling = None
+        self._move(slot, self.running)
+        self.running += 1
+        self._take_tokens([slot], logits, events)
+
+    def _prepare(self, request: Request) -> None:
+        """What the sampler needs of a request on the device."""
+        s, vocab_size = request.sampling, self.source.config.vocab_size
+        if s.logit_bias:
+            request.bias = torch.zeros(vocab_size, device=self.device)
+            request.bias[torch.tensor(list(s.logit_bias), device=self.device)] = torch.tensor(
+                list(s.logit_bias.values()), dtype=torch.float32, device=self.device
+            )
+        if s.repetition_penalty != 1:
+            request.seen = torch.zeros(vocab_size, dtype=torch.bool, device=self.device)
+            request.seen[torch.tensor(request.prompt, device=self.device)] = True
+
+    def _decode(self, events) -> None:
+        """One token for each running answer, in as few batches as give the same bits in any company."""
+        running, batches = self.slots[: self.running], []
+        first = 0
+        while first < len(running):
+            fitting = [count for count in self.row_counts if first + count <= len(self.slots)]
+            count = next((count for count in fitting if first + count >= len(running)), fitting[-1])
+            slots = running[first : first + count]
+            try:
+                batches.append((slots, self._forward(first, slots, count)))
+            except Exception as error:
+                batches.append((slots, error))
+            first += count
+        for slots, logits in batches:  # only now, since answers that end change the order of the slots
+            if isinstance(logits, Exception):
+                for slot in slots:
+                    self._release(slot, "error", events, logits)
+            else:
+                self._take_tokens(slots, logits, events)
+
+    def _forward(self, first: int, slots: list[Slot], count: int) -> torch.Tensor:
+        """Store the last token of each answer; logits (B, V) of the next."""
+        last = [slot.request.answer.ids[-1] for slot in slots]
+        before = [(slot.request.answer.ids[-2:-1] or slot.request.prompt[-1:])[0] for slot in slots]
+        pos = [slot.length for slot in slots]
+        rows = Rows(self.cache, first, pos, before, count, round_up(max(pos) + 1, ROUND))
+        idx = torch.tensor(last + [0] * (count - len(slots)), device=self.device)[:, None]
+        logits = self.model(idx, cache=rows, at=torch.zeros(count, dtype=torch.int64, device=self.device))
+        for slot in slots:
+            slot.length += 1
+        return logits[: len(slots)]
+
+    def _take_tokens(self, slots: list[Slot], logits: torch.Tensor, events) -> None:
+        """Choose the next token of each slot and tell its answer."""
+        requests = [slot.request for slot in slots]
+        ids = choose(logits, requests)
+        ids = [request.answer.forced[0] if request.answer.forced else id for id, request in zip(ids, requests)]
+        logprobs = log_probabilities(logits, ids, requests)
+        for slot, id, logprob in zip(slots, ids, logprobs):
+            try:
+                self._take_token(slot, id, logprob, events)
+            except Exception as error:
+                self._release(slot, "error", events, error)
+
+    def _take_token(self, slot: Slot, id: int, logprob: TokenLogprob | None, events) -> None:
+        request, answer = slot.request, slot.request.answer
+        if id < 0:
+            raise ValueError("The model's logits are not numbers. Its weights may be damaged or have diverged.")
+        self.totals["generated_tokens"] += 1
+        if request.seen is not None:
+            request.seen[id] = True
+        deltas, ended = answer.add(id, logprob)
+        events.extend((request, delta) for delta in deltas)
+        if ended:
+            self._release(slot, "stop", events)
+        elif len(answer.ids) == request.most_tokens:
+            self._release(slot, "length", events)
+
+    def _release(self, slot: Slot, reason: str, events, error: Exception | None = None) -> None:
+        """End the request of a slot. What it prefilled stays for the next one, unless something went wrong in it."""
+        request, slot.request = slot.request, None
+        if slot is self.filling:
+            self.filling = None
+        else:
+            self.running -= 1
+            self._move(slot, self.running)
+        if error is not None:
+            self.cache.clear(self.slots.index(slot))
+            slot.prompt, slot.length = [], 0
+        self._complete(request, reason, events, error)
+
+    def _complete(self, request: Request, reason: str, events, error: Exception | None = None) -> None:
+        answer = request.answer
+        events.extend((request, delta) for delta in answer.flush())
+        request.completion = Completion(
+            ids=answer.ids,
+            mask=answer.mask,
+            text=answer.text,
+            parts=answer.parts,
+            finish_reason=reason,
+            logprobs=answer.logprobs if request.sampling.logprobs is not None else None,
+            prompt_tokens=len(request.prompt),
+            cached_tokens=request.cached_tokens,
+            error=None if error is None else f"{type(error).__name__}: {error}",
+        )
+        request.bias = request.seen = None
+        events.append((request, request.completion))
+
+    def _move(self, slot: Slot, to: int) -> None:
+        """Bring a slot to a place in the order; the one that is there takes its place."""
+        here = self.slots.index(slot)
+        if here != to:
+            self.cache.swap(here, to, max(slot.length, self.slots[to].length))
+            self.slots[here], self.slots[to] = self.slots[to], slot
+
+    @torch.inference_mode()
+    def _try_row_counts(self) -> list[int]:
+        """Batches in which a row has the same bits, wherever it stands in them: tried with this model, here and now."""
+        if self.max_batch == 1:
+            return [1]
+        counts = [n for n in ROW_COUNTS if n < 2 * self.max_batch] or [ROW_COUNTS[0]]
+        cache = KVCache(self.model.config, counts[-1], ROUND, self.device, self.model.compute_dtype)
+        logits = {}
+        for count in counts:
+            for token in range(2):  # the second attends to the first
+                rows = Rows(cache, 0, [token] * count, [token - 1] * count, count, ROUND)
+                idx = torch.full((count, 1), token, device=self.device)
+                logits[count] = self.model(idx, cache=rows, at=torch.zeros_like(idx[:, 0]))
+        reference = logits[min(16, counts[-1])][0]
+        return [count for count in counts if (logits[count] == reference).all()] or [counts[-1]]
+
+    # -- For callers without a thread of their own
 
     def stream(self, prompt: Sequence[int], sampling: Sampling = Sampling()) -> Iterator[Delta | Completion]:
         """Deltas as they come, then the Completion. Closing the iterator cancels the request."""
-        raise NotImplementedError
+        request = self.submit(prompt, sampling)
+        for other, event in self._run([request]):
+            if other is request:
+                yield event
+
+    def generate(
+        self, prompts: Sequence[Sequence[int]], sampling: Sampling | Sequence[Sampling] = Sampling()
+    ) -> list[Completion]:
+        """All prompts to their ends, in the order given."""
+        each = [sampling] * len(prompts) if isinstance(sampling, Sampling) else sampling
+        requests = [self.submit(prompt, s) for prompt, s in zip(prompts, each, strict=True)]
+        for _ in self._run(requests):
+            pass
+        return [request.completion for request in requests]
+
+    def _run(self, requests: list[Request]) -> Iterator[tuple[Request, Delta | Completion]]:
+        try:
+            while not all(request.finished for request in requests):
+                yield from self.step()
+        finally:  # the caller left, or pressed Ctrl-C
+            unfinished = [request for request in requests if not request.finished]
+            for request in unfinished:
+                self.cancel(request)
+            if unfinished:
+                self.step()
