@@ -1,0 +1,69 @@
+"""Sizes for the quickstart on the machine that it finds, as shell variables.
+
+bash quickstart.sh --minutes 30        (which runs: eval "$(python -m scripts.plan --minutes 30)")
+"""
+
+import shlex
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat.common import base_dir, pick_device, read_json, write_json
+from nanochat.configurator import parse
+
+
+@dataclass(frozen=True)
+class Config:
+    """From an empty folder to a chat with a model that you trained yourself. Run it again to go on where it stopped."""
+
+    depth: int | None = None
+    """layers of the model; by default what fits the machine and the time"""
+    data: Path | None = None
+    """your own text, a file or folder of .txt, .md, .jsonl or .parquet; by default Wikipedia's vital articles"""
+    minutes: float = 12.0
+    """the time that it may take after installing"""
+    fresh: bool = False
+    """start over instead of going on"""
+
+
+def plan(cfg: Config, device: str) -> dict[str, str]:
+    """Every size that quickstart.sh needs, as text."""
+    overhead = min(2.8, cfg.minutes / 3)  # starting, tokenizer and evaluation, minutes on two slow cores
+    training = cfg.minutes - overhead
+    depth = cfg.depth or {"cpu": 4, "mps": 4, "cuda": 6}[device]
+    return {
+        "DATA": "own" if cfg.data else "wiki",
+        "SOURCE": str(cfg.data.expanduser().resolve()) if cfg.data else "",
+        "DEPTH": str(depth),
+        "VOCABULARY": "4096",
+        "CONTEXT": "256",
+        "BATCH": "2048" if device == "cpu" else "16384",
+        "DEVICE_ROWS": "8" if device == "cpu" else "64",
+        "BASE_MINUTES": f"{training * 0.5:.2f}",
+        "MID_MINUTES": f"{training * 0.32:.2f}",
+        "SFT_MINUTES": f"{training * 0.18:.2f}",
+        "ITEMS": "200" if device == "cpu" else "500",
+    }
+
+
+def main(cfg: Config) -> None:
+    if cfg.data and not cfg.data.expanduser().exists():
+        raise SystemExit(f"--data {cfg.data} does not exist. Give a file or folder with .txt, .md, .jsonl or .parquet.")
+    if cfg.minutes < 1 or (cfg.depth is not None and cfg.depth < 1):
+        raise SystemExit("--minutes and --depth must be at least 1.")
+    sizes = plan(cfg, pick_device().type)
+    folder = base_dir() / "quickstart"
+    before = folder / "plan.json"
+    if cfg.fresh or not before.exists() or read_json(before) != sizes:
+        # What an earlier quickstart with other settings made is not gone on with.
+        shutil.rmtree(folder, ignore_errors=True)
+        for stage in ("base", "mid", "sft", "rl"):
+            shutil.rmtree(base_dir() / "checkpoints" / stage / "quickstart", ignore_errors=True)
+        shutil.rmtree(base_dir() / "report", ignore_errors=True)
+        write_json(before, sizes)
+    for name, value in (sizes | {"DONE": str(folder)}).items():
+        print(f"{name}={shlex.quote(value)}")
+
+
+if __name__ == "__main__":
+    main(parse(Config))
