@@ -100,7 +100,10 @@ class SamplingRequest(BaseModel):
                     f"logit_bias: {key[:20]!r} is not a token id; ids go from 0 to {vocab_size - 1}.", "logit_bias"
                 )
             bias[int(key)] = value
-        return Sampling(**{**defaults, **given}, stop=tuple(stop), logit_bias=bias, **more)
+        try:
+            return Sampling(**{**defaults, **given}, stop=tuple(stop), logit_bias=bias, **more)
+        except ValueError as error:
+            raise Refusal(str(error)) from error
 
     def seeds(self) -> list[int | None]:
         """One for each of the n answers: with a seed they differ, and are the same the next time."""
@@ -162,6 +165,14 @@ class ChatRequest(SamplingRequest):
             )
         return {"messages": turns}
 
+    def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
+        """What the model reads before its answer. Refusal if the conversation makes no sense."""
+        conversation = self.conversation()
+        try:
+            return tokenizer.render_for_completion(conversation).tolist()
+        except ValueError as error:
+            raise Refusal(f"messages: {error}", "messages") from error
+
 
 class CompletionRequest(SamplingRequest):
     prompt: (
@@ -213,6 +224,11 @@ class TokenizeRequest(BaseModel):
         if (self.text is None) == (self.messages is None):
             raise ValueError("give either text or messages")
         return self
+
+    def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
+        if self.messages is None:
+            return tokenizer.encode(self.text).tolist()
+        return ChatRequest.model_construct(messages=self.messages).prompt_ids(tokenizer)
 
 
 class RenderRequest(BaseModel):

@@ -69,7 +69,8 @@ class Settings:
 
 def create_app(engine: Engine, tokenizer: Tokenizer, settings: Settings = Settings()) -> FastAPI:
     """The whole server. The engine's thread starts and ends with the app's lifespan."""
-    worker = Worker(engine, settings.max_queue, warm_up=[tokenizer.bos_id])
+    hello = {"messages": [{"role": "user", "content": "Hello!"}]}
+    worker = Worker(engine, settings.max_queue, warm_up=lambda: tokenizer.render_for_completion(hello).tolist())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
@@ -329,8 +330,8 @@ def add_answers(app: FastAPI, worker: Worker, tokenizer: Tokenizer, metrics: Met
         sampling = body.sampling(
             settings.defaults, tokenizer.vocab_size, logprobs=top, tools=body.tool_choice != "none"
         )
-        prompt = await run_in_threadpool(tokenizer.render_for_completion, body.conversation())
-        return await answer(request, body, ChatShape(tokenizer), [prompt.tolist()], sampling)
+        prompt = await run_in_threadpool(body.prompt_ids, tokenizer)
+        return await answer(request, body, ChatShape(tokenizer), [prompt], sampling)
 
     @app.post("/v1/completions")
     async def complete(request: Request, body: CompletionRequest):
@@ -341,11 +342,5 @@ def add_answers(app: FastAPI, worker: Worker, tokenizer: Tokenizer, metrics: Met
 
     @app.post("/v1/tokenize")
     async def tokenize(body: TokenizeRequest):
-        def run() -> dict:
-            if body.messages is None:
-                ids = tokenizer.encode(body.text).tolist()
-            else:
-                ids = tokenizer.render_for_completion(ChatRequest(messages=body.messages).conversation()).tolist()
-            return {"tokens": ids, "count": len(ids), "context": worker.context}
-
-        return await run_in_threadpool(run)
+        ids = await run_in_threadpool(body.prompt_ids, tokenizer)
+        return {"tokens": ids, "count": len(ids), "context": worker.context}

@@ -48,16 +48,17 @@ class Ticket:
 
 
 class Worker:
-    """Owns the thread that calls `engine.step`. `max_queue` is how many requests may wait beyond the engine's slots."""
+    """Owns the thread that calls `engine.step`. `max_queue` is how many requests may wait beyond the engine's slots;
+    `warm_up` makes a first prompt, so that whatever compiles on first use has done so before it is ready."""
 
-    def __init__(self, engine: Engine, max_queue: int = 32, warm_up: Sequence[int] = ()):
+    def __init__(self, engine: Engine, max_queue: int = 32, warm_up: Callable[[], Sequence[int]] | None = None):
         self.engine = engine
         self.slots = engine.stats()["slots"]
         self.context = engine.max_context
         self.capacity = self.slots + max_queue
         self.state = "loading"  # then "ready", and in the end "stopped" or "dead"
         self.finished: Callable[[Ticket, Completion], None] = lambda ticket, completion: None
-        self._warm_up = list(warm_up)
+        self._warm_up = warm_up
         self._followers: dict[Request, tuple[Ticket, int]] = {}
         self._seconds = 1.0  # how long answers took lately
         self._lock = threading.Lock()  # a request is known to us before any of its events is handed out
@@ -116,7 +117,7 @@ class Worker:
     def _run(self) -> None:
         try:
             if self._warm_up:
-                self.engine.generate([self._warm_up], Sampling(max_tokens=2, temperature=0.0))
+                self.engine.generate([self._warm_up()], Sampling(max_tokens=2, temperature=0.0))
             self.state = "ready"
             while not self._stopping:
                 self._wake.clear()

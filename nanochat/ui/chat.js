@@ -114,7 +114,7 @@ function removeAndAnswer(node) {
 }
 
 function requestBody(path) {
-  const messages = path.map((node) => {
+  const messages = path.filter((node) => node.parts.some((part) => part.text)).map((node) => {
     const plain = node.parts.every((part) => part.type === "text");
     return { role: node.role, content: plain ? store.textOf(node) : node.parts };
   });
