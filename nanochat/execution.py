@@ -1,198 +1,368 @@
-"""Runs what a model wrote: arithmetic and spelling in a calculator, programs in a sandbox.
+"""Runs what a model wrote: programs in a sandbox, and expressions in the calculator.
 
-In: text that nobody should trust. Out: text, Result or Verdict; never an object that the text made.
-The calculator walks a syntax tree and never evaluates code, so it is safe in any thread of any process.
+In: text that nobody should trust. Out: a Result or a Verdict; never an object that the text made. This is the host's
+side: it starts sandbox.py as a warm parent of programs, sends them there, and reads what they print under limits.
 """
 
-import ast
-import math
-import operator
-import re
+import atexit
+import functools
+import json
+import os
+import selectors
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat.calculator import calculate
+
+__all__ = ["Result", "Sandbox", "SandboxError", "Verdict", "calculate", "check_program", "run_python", "sandbox_level"]
+
+LEVELS = ("none", "basic", "strict")
+MAX_OUTPUT = 64 << 10  # bytes kept of what a program prints; one that prints more is stopped
+GRACE = 10.0  # seconds that the warm parent may be late before it counts as broken
+
+MAC_PROFILE = """(version 1) (allow default)
+(deny network*) (deny process-exec*) (deny file-write*) (deny file-read-data)
+(allow process-exec* (literal "{python}"))
+(allow file-write* (subpath "{base}") (literal "/dev/null"))
+(allow file-read-data (literal "/") (subpath "{base}") (subpath "{prefix}") (subpath "{here}") (subpath "/dev")
+  (subpath "/System") (subpath "/usr/lib") (subpath "/usr/share") (subpath "/Library/Frameworks"))"""
+
+
+class SandboxError(RuntimeError):
+    """There is no sandbox of the level that was asked for, or it broke."""
+
+
+@dataclass(frozen=True)
+class Result:
+    """How a program ended. `success`: at its end or with exit status 0, which proves nothing about its work."""
+
+    success: bool
+    output: str  # what it printed, up to MAX_OUTPUT bytes
+    error: str  # its traceback, or the limit that stopped it
+    timed_out: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Whether a function passed its test, and if not, why."""
+
+    passed: bool
+    reason: str
+    timed_out: bool
+    seconds: float
+
+
+class Sandbox:
+    """A warm interpreter that runs programs in forks of itself, each behind walls of the level that was asked for.
+
+    "strict" is Linux with Landlock and seccomp: a program reads the standard library, writes one folder that goes with
+    it, computes, prints, and nothing else; no thread, process, socket or signal. "basic" takes the walls that there are
+    (see `reasons`): always limits on memory (not on macOS), processor, files and time, and an empty environment.
+    Not contained, even by strict: what stat() tells about any path (that it exists, its size and times), the clock,
+    the name of the machine, side channels of the processor, bugs of the kernel.
+    Raises SandboxError if this machine has less than `level`. Any thread may use it; close it, or use `with`.
+    """
+
+    def __init__(self, level: str = "strict", workers: int | None = None):
+        if level not in LEVELS:
+            raise ValueError(f"There is no sandbox level {level!r}. Levels are basic and strict.")
+        self.asked, self.lock = level, threading.Lock()
+        self.slots = threading.BoundedSemaphore(workers or max(2, os.cpu_count() or 1))
+        self._start()
+
+    def _start(self) -> None:
+        if sys.platform not in ("linux", "darwin"):
+            raise SandboxError(
+                f"There is no sandbox for {sys.platform}. Run this on Linux, or on macOS with --sandbox=basic."
+            )
+        self.base = os.path.realpath(tempfile.mkdtemp(prefix="nanochat-sandbox-"))
+        self.host, theirs = socket.socketpair()
+        package = Path(__file__).resolve().parent
+        command = [
+            sys.executable,
+            "-s",
+            "-S",
+            "-B",
+            "-X",
+            "utf8",
+            "-m",
+            "nanochat.sandbox",
+            str(theirs.fileno()),
+            self.base,
+        ]
+        if sys.platform == "darwin":
+            python = os.path.realpath(sys.executable)
+            names = {"base": self.base, "python": python, "prefix": sys.base_prefix, "here": package}
+            command = ["sandbox-exec", "-p", MAC_PROFILE.format(**names), python, *command[1:]]
+        environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
+        environment["PYTHONPATH"] = str(package.parent)
+        environment["PYTHONHASHSEED"] = "0"  # a verdict must not depend on the order of a set
+        with theirs:
+            self.process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                env=environment,
+                cwd=self.base,
+                pass_fds=[theirs.fileno()],
+                start_new_session=True,
+            )
+        self.host.settimeout(60)
+        hello = self.host.makefile("rb").readline()
+        self.host.settimeout(None)
+        if not hello:
+            self.close()
+            raise SandboxError("The sandbox did not start; the lines above say why.")
+        answer = json.loads(hello)
+        self.level, self.reasons = answer["level"], tuple(answer["reasons"])
+        if LEVELS.index(self.level) < LEVELS.index(self.asked):
+            self.close()
+            raise SandboxError(
+                f"The sandbox here is {self.level}, but {self.asked} was asked for: {'; '.join(self.reasons)}. "
+                f"Use a machine that has it, or accept the risk with --sandbox={self.level}."
+            )
+
+    def close(self) -> None:
+        """End the warm parent and every program in it."""
+        try:
+            self.host.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass
+        self.host.close()
+        try:
+            self.process.wait(GRACE)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            self.process.wait()
+        shutil.rmtree(self.base, ignore_errors=True)
+
+    def __enter__(self) -> "Sandbox":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def run(self, code: str, *, timeout: float = 5.0, memory_mb: int = 256) -> Result:
+        """Run a program. `timeout` in seconds of wall clock, `memory_mb` beyond the interpreter's own."""
+        with self.slots:
+            run = self._launch({"part": "program", "code": code, "memory": memory_mb << 20}, timeout)
+            with run:
+                gather(run)
+        return Result(run.exit == 0, run.text(run.output), run.explain(), run.killed == "time", run.seconds)
+
+    def check(
+        self,
+        program: str,
+        test: str,
+        entry_point: str,
+        *,
+        prelude: str = "",
+        timeout: float = 5.0,
+        memory_mb: int = 256,
+    ) -> Verdict:
+        """Run `test` on the function `entry_point` of an untrusted program (see `check_program`)."""
+        request = {
+            "code": program,
+            "test": test,
+            "prelude": prelude,
+            "entry_point": entry_point,
+            "memory": memory_mb << 20,
+        }
+        ours, theirs = socket.socketpair()
+        with self.slots:
+            with ours, theirs:
+                function = self._launch({**request, "part": "function"}, timeout, ours)
+                judge = self._launch({**request, "part": "judge", "code": ""}, timeout, theirs)
+            with function, judge:
+                gather(judge, function)
+                function.stop()
+                gather(function)
+        if judge.exit == 0 and not judge.killed:
+            return Verdict(True, "passed", False, judge.seconds)
+        timed_out = "time" in (judge.killed, function.killed)
+        reason = judge.last_line()
+        if timed_out:
+            reason = f"no answer within {timeout:g} seconds"
+        elif reason.startswith("Stopped") and function.last_line():
+            reason = f"the program stopped: {function.last_line()}"
+        return Verdict(False, reason, timed_out, judge.seconds)
+
+    def _launch(self, request: dict, timeout: float, channel: socket.socket | None = None) -> "Run":
+        host = self.host
+        try:
+            return Run(host, request, timeout, channel)
+        except (BrokenPipeError, ConnectionResetError):
+            with self.lock:  # the warm parent died: a new one, once
+                if self.host is host:
+                    self.close()
+                    self._start()
+            return Run(self.host, request, timeout, channel)
+
+
+class Run:
+    """The host's end of one program: a line to the warm parent, and the pipes that the program prints to."""
+
+    def __init__(self, host: socket.socket, request: dict, timeout: float, channel: socket.socket | None = None):
+        self.exit, self.killed, self.seconds, self.end = None, None, 0.0, b""
+        self.patience = time.monotonic() + timeout + GRACE
+        self.control, control = socket.socketpair()
+        (self.output, output), (self.error, error) = os.pipe(), os.pipe()
+        self.printed = {self.output: bytearray(), self.error: bytearray()}
+        try:
+            with tempfile.TemporaryFile() as file:
+                file.write(json.dumps(request).encode())
+                file.seek(0)
+                descriptors = [file.fileno(), control.fileno(), output, error]
+                descriptors += [channel.fileno()] if channel else []
+                socket.send_fds(host, [struct.pack("<d", timeout)], descriptors)
+        except BaseException:
+            self.__exit__()
+            raise
+        finally:
+            control.close()
+            os.close(output)
+            os.close(error)
+        for pipe in self.printed:
+            os.set_blocking(pipe, False)
+
+    def __enter__(self) -> "Run":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.control.close()
+        for pipe in self.printed:
+            os.close(pipe)
+
+    def stop(self) -> None:
+        """Have the warm parent kill the program; its end is still to be gathered."""
+        try:
+            self.control.shutdown(socket.SHUT_WR)
+        except OSError:
+            pass  # it has ended
+
+    def take(self, pipe: int) -> bytes | None:
+        """Read what is there: b"" at the end, None if there is nothing yet."""
+        try:
+            data = os.read(pipe, 1 << 16)
+        except BlockingIOError:
+            return None
+        kept = self.printed[pipe]
+        if len(kept) + len(data) > MAX_OUTPUT:
+            self.killed = "output"
+            self.stop()
+        kept += data[: MAX_OUTPUT - len(kept)]
+        return data
+
+    def listen(self) -> bytes:
+        """Read what the warm parent says of the end; b"" when it has said it all."""
+        data = self.control.recv(4096)
+        self.end += data
+        if not data:
+            for pipe in self.printed:  # nobody writes any more
+                while self.take(pipe):
+                    pass
+            if not self.end:
+                raise SandboxError("The sandbox's warm parent died while a program ran.")
+            end = json.loads(self.end)
+            self.exit, self.seconds, self.killed = end["exit"], end["seconds"], self.killed or end["killed"]
+        return data
+
+    def text(self, pipe: int) -> str:
+        return self.printed[pipe].decode("utf-8", errors="replace")
+
+    def explain(self) -> str:
+        """The program's traceback, and what stopped it if it did not stop by itself."""
+        stopped = {
+            "time": "stopped: out of time",
+            "disk": "stopped: too many or too large files in its folder",
+            "output": f"stopped: more than {MAX_OUTPUT} bytes of output",
+        }.get(self.killed, f"killed by {signal.Signals(-self.exit).name}" if self.exit < 0 else "")
+        return (self.text(self.error) + stopped).strip()
+
+    def last_line(self) -> str:
+        return (self.explain().splitlines() or [f"exit status {self.exit}"])[-1][:500]
+
+
+def gather(run: Run, *others: Run) -> None:
+    """Read what all these programs print until `run` has ended. SandboxError if the warm parent does not answer."""
+    with selectors.DefaultSelector() as selector:
+        for each in (run, *others):
+            if each.exit is None:
+                selector.register(each.control, selectors.EVENT_READ, (each, each.listen))
+            for pipe in each.printed:
+                selector.register(pipe, selectors.EVENT_READ, (each, functools.partial(each.take, pipe)))
+        while run.exit is None:
+            ready = selector.select(max(0.0, run.patience - time.monotonic()))
+            if not ready:
+                raise SandboxError("The sandbox's warm parent does not answer.")
+            for key, _ in ready:
+                if key.data[1]() == b"":
+                    selector.unregister(key.fileobj)
+
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Calculator. Every bound below holds before an operation runs, so no answer takes more than a few milliseconds.
+# One sandbox for everybody in this process
 
-MAX_INPUT = 1000  # characters of an expression
-MAX_DEPTH = 100  # nested operations
-MAX_BITS = 4096  # of an integer: 1,233 digits
-MAX_ITEMS = 4096  # characters of a string, elements of a list
-
-TOKEN = re.compile(
-    r"""\s*(?: (?P<string> "[^"\\\n]*" | '[^'\\\n]*' )
-             | (?P<number> (?: (?: \d{1,3}(?:,\d{3})+(?![\d,]) | \d+ )(?: \.\d* )? | \.\d+ )(?: [eE][+-]?\d+ )? )
-             | (?P<name> [A-Za-z_]+ )
-             | (?P<mark> \*\* | // | [<>=!]= | [-+*/%()\[\],.:<>] ) )""",
-    re.VERBOSE,
-)
-COMPARISONS = {
-    ast.Lt: operator.lt,
-    ast.LtE: operator.le,
-    ast.Gt: operator.gt,
-    ast.GtE: operator.ge,
-    ast.Eq: operator.eq,
-    ast.NotEq: operator.ne,
-    ast.In: lambda a, b: a in b,
-    ast.NotIn: lambda a, b: a not in b,
-}
-STRING_METHODS = frozenset(
-    "count find index upper lower title capitalize swapcase startswith endswith strip replace split join".split()
-)
+_starting = threading.Lock()
 
 
-class Refused(ValueError):
-    """The calculator does not do this."""
+@functools.cache
+def _open_shared(level: str, process: int) -> Sandbox:
+    sandbox = Sandbox(level)
+    atexit.register(sandbox.close)
+    return sandbox
 
 
-def calculate(expression: str) -> str | None:
-    """The value of an arithmetic or string expression as text, or None if it is wrong, unknown or too costly.
+def shared_sandbox(level: str = "strict") -> Sandbox:
+    """This process's sandbox of that level, started on first use (see `Sandbox`)."""
+    if level not in LEVELS[1:]:
+        raise ValueError(f"There is no sandbox level {level!r}. Levels are basic and strict.")
+    with _starting:
+        return _open_shared(level, os.getpid())  # a fork of this process takes its own
 
-    Python's syntax for + - * / // % **, comparisons, round abs min max sum len, slices and the string methods in
-    STRING_METHODS; `1,234` outside a call or a list is a number. Bounded: about 10 ms and 10 MB, in any thread.
-    """
+
+@functools.cache
+def sandbox_level() -> tuple[str, tuple[str, ...]]:
+    """What this machine offers, by trying it: ("strict" | "basic" | "none", the reasons)."""
     try:
-        tree = ast.parse(normalize(expression), mode="eval")
-        if isinstance(tree.body, ast.Tuple):
-            raise Refused("several values")
-        return format_value(evaluate(tree.body))
-    except (ValueError, TypeError, ArithmeticError, LookupError, SyntaxError, RecursionError, MemoryError):
-        return None
+        with Sandbox("none") as sandbox:
+            return sandbox.level, sandbox.reasons
+    except (SandboxError, OSError) as error:
+        return "none", (str(error),)
 
 
-def normalize(expression: str) -> str:
-    """The same expression in plain Python: known tokens only, one space between, no thousands separators."""
-    if len(expression) > MAX_INPUT:
-        raise Refused("too long")
-    text, tokens, arguments = expression.strip(), [], []  # arguments: for each open bracket, may a comma separate?
-    position = 0
-    while position < len(text):
-        match = TOKEN.match(text, position)
-        if not match:
-            raise Refused(f"unknown character {text[position]!r}")
-        kind, token = match.lastgroup, match[match.lastgroup]
-        if kind == "number" and "," in token:
-            if any(arguments):  # max(1,234) has two arguments
-                token = token[: token.index(",")]
-            else:
-                token = token.replace(",", "")
-        position = match.start(kind) + (len(token) if any(arguments) else len(match[kind]))
-        if kind == "number" and re.match("0[0-9]", token):
-            raise Refused("a number starts with 0")  # in max(1,000) too, where either meaning would be a guess
-        if kind == "mark" and token in "([":
-            arguments.append(token == "[" or bool(tokens) and tokens[-1].isidentifier())
-        elif kind == "mark" and token in ")]":
-            if not arguments:
-                raise Refused("a bracket closes that never opened")
-            arguments.pop()
-        tokens.append(token)
-    return " ".join(tokens)
+def run_python(code: str, *, timeout: float = 5.0, memory_mb: int = 256, level: str = "strict") -> Result:
+    """Run a program that nobody trusts. SandboxError if the sandbox here is below `level`."""
+    return shared_sandbox(level).run(code, timeout=timeout, memory_mb=memory_mb)
 
 
-def evaluate(node: ast.AST, depth: int = 0):
-    """The value of a syntax tree: int, float, bool, str, or a list or tuple of these."""
-    if depth > MAX_DEPTH:
-        raise Refused("too deeply nested")
-    walk = lambda child: evaluate(child, depth + 1)  # noqa: E731
-    if isinstance(node, ast.Constant):
-        return bounded(node.value)
-    if isinstance(node, ast.List | ast.Tuple):
-        return [walk(item) for item in node.elts]
-    if isinstance(node, ast.UnaryOp):
-        return apply_unary(node.op, walk(node.operand))
-    if isinstance(node, ast.BinOp):
-        return bounded(apply_binary(node.op, walk(node.left), walk(node.right)))
-    if isinstance(node, ast.Compare):
-        values = [walk(item) for item in (node.left, *node.comparators)]
-        return all(COMPARISONS[type(op)](a, b) for op, a, b in zip(node.ops, values, values[1:]))
-    if isinstance(node, ast.Subscript):
-        return walk(node.value)[walk(node.slice)]
-    if isinstance(node, ast.Slice):
-        return slice(*(part and walk(part) for part in (node.lower, node.upper, node.step)))
-    if isinstance(node, ast.Call) and not node.keywords:
-        arguments = [walk(argument) for argument in node.args]
-        if isinstance(node.func, ast.Name):
-            return bounded(apply_function(node.func.id, arguments))
-        if isinstance(node.func, ast.Attribute):
-            return bounded(apply_method(walk(node.func.value), node.func.attr, arguments))
-    raise Refused(f"{type(node).__name__} is not arithmetic")
+def check_program(
+    program: str,
+    test: str,
+    entry_point: str,
+    *,
+    prelude: str = "",
+    timeout: float = 5.0,
+    memory_mb: int = 256,
+    level: str = "strict",
+) -> Verdict:
+    """Whether the function `entry_point` of an untrusted program passes a trusted test.
 
-
-def bounded(value):
-    """The value, if it is of a known type and size."""
-    if isinstance(value, bool | int) and value.bit_length() <= MAX_BITS:
-        return value
-    if isinstance(value, float) and math.isfinite(value):
-        return value
-    if isinstance(value, str | list) and len(value) <= MAX_ITEMS:
-        return value
-    raise Refused(f"too large, or not a number or text: {type(value).__name__}")
-
-
-def apply_unary(op: ast.unaryop, value):
-    if isinstance(op, ast.Not):
-        return not value
-    require_numbers(value)
-    return -value if isinstance(op, ast.USub) else +value if isinstance(op, ast.UAdd) else ~value
-
-
-def apply_binary(op: ast.operator, a, b):
-    if isinstance(a, str) and isinstance(b, str) and isinstance(op, ast.Add):
-        return a + b
-    if isinstance(a, str) and isinstance(b, int) and isinstance(op, ast.Mult):
-        require_size(len(a) * max(b, 0))
-        return a * b
-    require_numbers(a, b)
-    if isinstance(op, ast.Div):
-        exact = isinstance(a, int) and isinstance(b, int) and a % b == 0
-        return a // b if exact else a / b
-    if isinstance(op, ast.Pow):
-        if isinstance(a, int) and isinstance(b, int) and abs(a) > 1 and b * (a.bit_length() - 1) > MAX_BITS:
-            raise Refused("the power is too large")
-        return a**b
-    operations = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul}
-    operations |= {ast.FloorDiv: operator.floordiv, ast.Mod: operator.mod}
-    return operations[type(op)](a, b)
-
-
-def apply_function(name: str, arguments: list):
-    if name == "len" and len(arguments) == 1:
-        return len(arguments[0])
-    if name in ("min", "max"):
-        return {"min": min, "max": max}[name](*arguments)
-    if name == "sum" and len(arguments) == 1:
-        require_numbers(*arguments[0])
-        return sum(arguments[0])
-    require_numbers(*arguments)
-    if name == "abs" and len(arguments) == 1:
-        return abs(arguments[0])
-    if name == "round" and len(arguments) in (1, 2) and abs(sum(arguments[1:])) <= 1000:  # round(5, -n) computes 10**n
-        return round(*arguments)
-    raise Refused(f"unknown function {name}")
-
-
-def apply_method(text, name: str, arguments: list):
-    if not isinstance(text, str) or name not in STRING_METHODS:
-        raise Refused(f"unknown method {name}")
-    if name == "replace":
-        require_size(len(text) + (len(text) + 1) * len(arguments[1]))
-    if name == "join":
-        require_size(sum(len(part) + len(text) for part in arguments[0]))
-    return getattr(text, name)(*arguments)
-
-
-def require_numbers(*values) -> None:
-    if not all(isinstance(value, int | float) for value in values):
-        raise Refused("numbers only")
-
-
-def require_size(length: int) -> None:
-    if length > MAX_ITEMS:
-        raise Refused("too long")
-
-
-def format_value(value) -> str:
-    """12 significant digits, so that 0.1 + 0.2 is 0.3; a float that is a whole number is written without a point."""
-    if isinstance(value, float):
-        return str(int(value)) if value.is_integer() and abs(value) < 2**53 else f"{value:.12g}"
-    if isinstance(value, list):
-        return "[" + ", ".join(repr(item) if isinstance(item, str) else format_value(item) for item in value) + "]"
-    return str(value)
+    The program runs in one process and answers arguments with values, as data. The test, asserts about `entry_point`
+    or a `check(candidate)` full of them, runs in a second one; so no exit status, printed text, `__eq__`, patched
+    builtin or walk over frames reaches what decides. `prelude` is trusted code that the test needs: for HumanEval
+    the prompt, whose helper functions some tests call. SandboxError if the sandbox here is below `level`.
+    """
+    return shared_sandbox(level).check(
+        program, test, entry_point, prelude=prelude, timeout=timeout, memory_mb=memory_mb
+    )
