@@ -5,63 +5,19 @@ Categorical tasks are read off the logits of the answer letters; generative ones
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from math import comb, sqrt
+from dataclasses import dataclass, replace
+from math import comb
 
 import numpy as np
 import torch
 
 from nanochat.common import Dist, Progress
 from nanochat.engine import Completion, Sampling
+from nanochat.score import Score
 
 CHAT_CORE = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval", "Spelling")
 PASS_AT = (1, 2, 4, 8, 16, 32, 64, 100)
 TRANSCRIPTS = 10  # of each task are kept, the first ones, right or wrong
-
-
-@dataclass(frozen=True)
-class Score:
-    """How many of `total` items were right; `chance` is the accuracy of guessing."""
-
-    name: str
-    correct: int
-    total: int
-    chance: float
-    cut: int = 0  # items whose prompt was longer than the context and lost its beginning
-    pass_at: dict[int, float] = field(default_factory=dict)  # by k, if several answers were drawn
-    items: list[dict] = field(default_factory=list)  # the first few: prompt, answer, reference, correct
-
-    @property
-    def accuracy(self) -> float:
-        return self.correct / self.total if self.total else 0.0
-
-    @property
-    def low(self) -> float:
-        return wilson(self.correct, self.total)[0]
-
-    @property
-    def high(self) -> float:
-        return wilson(self.correct, self.total)[1]
-
-    @property
-    def centered(self) -> float:
-        """0 for guessing, 1 for perfect, below 0 for worse than guessing."""
-        return (self.accuracy - self.chance) / (1 - self.chance)
-
-    def summary(self) -> dict:
-        """The row of a report's "scores"."""
-        keys = ("name", "correct", "total", "accuracy", "low", "high", "chance")
-        return {key: getattr(self, key) for key in keys}
-
-
-def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
-    """95% interval of a proportion; holds near 0 and 1 and for few items, too. Wilson, 1927."""
-    if total == 0:
-        return 0.0, 1.0
-    p, n = correct / total, total
-    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, middle - half), min(1.0, middle + half)
 
 
 def chat_core(scores: Sequence[Score]) -> float:
@@ -119,7 +75,8 @@ def evaluate(
     transcripts = {index: item for part in dist.gather_objects(transcripts) for index, item in part.items()}
     pass_at = {k: sum(pass_at_k(num_samples, c, k) for c in counts) / count for k in PASS_AT if k <= num_samples > 1}
     items = [transcripts[index] for index in sorted(transcripts)]
-    return Score(task.name, sum(c > 0 for c in counts), count, task.chance, cut, pass_at, items)
+    verdicts = [c > 0 for c in counts]
+    return Score(task.name, sum(verdicts), count, task.chance, cut, pass_at, verdicts, items)
 
 
 @dataclass(frozen=True)
@@ -224,8 +181,12 @@ def describe(answer: Answer, correct: bool) -> dict:
 
 
 def flatten(content: str | list[dict]) -> str:
-    """A message on paper: code as <<code>>, its output as [output]."""
+    """A message as one text, with tool calls between their special tokens."""
     if isinstance(content, str):
         return content
-    form = {"text": "{}", "python": "<<{}>>", "python_output": "[{}]"}
-    return "".join(form[part["type"]].format(part["text"]) for part in content)
+    around = {
+        "text": ("", ""),
+        "python": ("<|python_start|>", "<|python_end|>"),
+        "python_output": ("<|output_start|>", "<|output_end|>"),
+    }
+    return "".join(part["text"].join(around[part["type"]]) for part in content)

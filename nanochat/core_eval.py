@@ -19,8 +19,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanochat.chat_eval import Score
 from nanochat.common import Dist, Progress
+from nanochat.score import Score
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"  # all files below, and eval_meta_data.csv
 BASELINES = "eval_meta_data.csv"

@@ -27,7 +27,7 @@ class HumanEval(PublishedTask):
         """Do the published tests pass? See execution.check_program for what keeps a program from faking it."""
         prompt, entry_point = conversation["messages"][0]["content"], conversation["entry_point"]
         program = build_program(prompt, completion.text, entry_point)
-        return execution.check_program(program, conversation["test"], entry_point).passed
+        return execution.check_program(program, conversation["test"], entry_point, prelude=prompt).passed
 
 
 def build_program(prompt: str, answer: str, entry_point: str) -> str:

@@ -1,0 +1,69 @@
+"""How many items of a task were right, and how sure that is.
+
+In: counts. Out: accuracy with its 95% interval, centred on guessing; the row of a report, the table in a terminal.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import sqrt
+
+from rich.table import Table
+
+
+@dataclass(frozen=True)
+class Score:
+    """How many of `total` items were right; `chance` is the accuracy of guessing."""
+
+    name: str
+    correct: int
+    total: int
+    chance: float
+    cut: int = 0  # items whose prompt was longer than the context and lost its beginning
+    pass_at: dict[int, float] = field(default_factory=dict)  # by k, if several answers were drawn
+    verdicts: list[bool] = field(default_factory=list, repr=False)  # of every item, in the task's order
+    items: list[dict] = field(default_factory=list)  # the first few: prompt, answer, reference, correct
+
+    @property
+    def accuracy(self) -> float:
+        return self.correct / self.total if self.total else 0.0
+
+    @property
+    def low(self) -> float:
+        return wilson(self.correct, self.total)[0]
+
+    @property
+    def high(self) -> float:
+        return wilson(self.correct, self.total)[1]
+
+    @property
+    def centered(self) -> float:
+        """0 for guessing, 1 for perfect, below 0 for worse than guessing."""
+        return (self.accuracy - self.chance) / (1 - self.chance)
+
+    def summary(self) -> dict:
+        """The row of a report's "scores"."""
+        keys = ("name", "correct", "total", "accuracy", "low", "high", "chance")
+        return {key: getattr(self, key) for key in keys}
+
+
+def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
+    """95% interval of a proportion; holds near 0 and 1 and for few items, too. Wilson, 1927."""
+    if total == 0:
+        return 0.0, 1.0
+    p, n = correct / total, total
+    middle = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def score_table(title: str, scores: Sequence[Score], **columns: Sequence[str]) -> Table:
+    """What a script prints: a row a score. `columns` are further ones: a heading, and a text for each score."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("task")
+    for heading in ("right", "items", "accuracy", "95% interval", "chance", *columns):
+        table.add_column(heading.replace("_", " "), justify="right")
+    for i, score in enumerate(scores):
+        counts = (score.name, f"{score.correct:,}", f"{score.total:,}", f"{score.accuracy:.1%}")
+        interval = f"{score.low:.1%} to {score.high:.1%}"
+        table.add_row(*counts, interval, f"{score.chance:.1%}", *(texts[i] for texts in columns.values()))
+    return table
