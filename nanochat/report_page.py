@@ -165,7 +165,7 @@ def _markdown(block) -> str:
 
 def tool_text(answer: str) -> str:
     """An answer with its tool calls legible: [12*34 -> 408]."""
-    return TOOL_CALL.sub(lambda call: f"[{call[1]} -> {call[2]}]" if call[2] is not None else f"[{call[1]}]", answer)
+    return TOOL_CALL.sub(lambda call: f"[{call[1]}{f' -> {call[2]}' if call[2] is not None else ''}] ", answer)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -190,7 +190,8 @@ def _html(block) -> str:
     text = lambda value: html.escape(str(value))  # noqa: E731
     match block:
         case Heading(title, level):
-            return f'<h{level} id="{slug(title)}">{text(title)}</h{level}>'
+            anchor = f' id="{slug(title)}"' if level == 2 else ""
+            return f"<h{level}{anchor}>{text(title)}</h{level}>"
         case Text(value):
             return f"<p>{text(value)}</p>"
         case Tiles(tiles):
@@ -204,10 +205,10 @@ def _html(block) -> str:
             )
             return f'<div class="bars">{inner}</div>'
         case Curves(panels):
-            figures = (f"<figure><figcaption>{text(t)}</figcaption>{draw(slug(t), c)}</figure>" for t, c in panels)
-            return f'<div class="panels">{"".join(figures)}</div>'
+            inner = "".join(_html_panel(f"picture{i}", title, curves) for i, (title, curves) in enumerate(panels))
+            return f'<div class="panels">{inner}</div>'
         case Samples(samples):
-            return "\n".join(map(_html_sample, samples))
+            return f'<div class="chats">{"".join(map(_html_sample, samples))}</div>'
         case Fold(title, blocks):
             inner = "\n".join(map(_html, blocks))
             return f"<details><summary>{text(title)}</summary>\n{inner}\n</details>"
@@ -223,7 +224,18 @@ def _html_table(header: list[str], rows: list[list[str]], total: bool) -> str:
     body = "".join(f"<tr{' class=total' * (total and line is lines[-1])}>{line}</tr>\n" for line in lines)
     head = "".join(cell(name, "th") for name in header)
     head = f"<thead><tr>{head}</tr></thead>" if any(header) else ""
-    return f'<div class="scroll"><table>{head}<tbody>\n{body}</tbody></table></div>'
+    kind = "" if head else ' class="facts"'
+    return f'<div class="scroll"><table{kind}>{head}<tbody>\n{body}</tbody></table></div>'
+
+
+def _html_panel(name: str, title: str, curves: list[Curve]) -> str:
+    """A picture with its legend, which gives each curve's last value."""
+    legend = "".join(
+        f'<span class="line{i % LINE_COLORS}">{html.escape(curve.name)} <b>{curve.y[-1]:.4g}</b></span>'
+        for i, curve in enumerate(curves)
+    )
+    caption = f"<figcaption>{html.escape(title)}</figcaption>"
+    return f"<figure>{caption}<p>{legend}</p>{draw(name, curves)}</figure>\n"
 
 
 def _html_bar(bar: Bar) -> str:
@@ -236,7 +248,7 @@ def _html_bar(bar: Bar) -> str:
         marks += "".join(f'<line class="whisker" x1="{x}" x2="{x}" y1="3" y2="11"/>' for x in (low, high))
     if bar.chance is not None:
         x = percent(bar.chance)
-        marks += f'<line class="chance" x1="{x}" x2="{x}" y1="-2" y2="16"><title>chance {x}</title></line>'
+        marks += f'<line class="chance" x1="{x}" x2="{x}" y1="-3" y2="17"/>'
     label, text = html.escape(bar.label), html.escape(bar.text)
     return (
         f'<div class="bar"><span>{label}</span><svg height="14" aria-hidden="true">{marks}</svg><b>{text}</b></div>\n'
@@ -276,35 +288,17 @@ def draw(name: str, curves: list[Curve]) -> str:
     }
     settings |= {"xtick.color": ink, "ytick.color": ink, "axes.edgecolor": grid, "text.parse_math": False}
     with rc_context(settings):
-        figure = Figure(figsize=(5.2, 3.0), layout="constrained")
+        figure = Figure(figsize=(4.8, 2.8), layout="constrained")
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         for i, curve in enumerate(curves):
             marker = "o" if len(curve.x) < 3 else None
-            axes.plot(
-                curve.x,
-                curve.y,
-                color=lines[i % LINE_COLORS],
-                linewidth=1.8,
-                marker=marker,
-                markersize=4,
-                label=curve.name,
-            )
-            axes.annotate(
-                f"{curve.y[-1]:.4g}",
-                (curve.x[-1], curve.y[-1]),
-                (0, 6),
-                textcoords="offset points",
-                ha="right",
-                color=ink,
-            )
+            axes.plot(curve.x, curve.y, color=lines[i % LINE_COLORS], linewidth=1.8, marker=marker, markersize=4)
         axes.set_xlabel(curves[0].x_label)
         axes.set_ylabel(curves[0].y_label)
         axes.grid(color=grid, linewidth=0.6)
         axes.spines[["top", "right"]].set_visible(False)
         axes.margins(x=0.02, y=0.08)
-        if len(curves) > 1:
-            axes.legend(frameon=False, labelcolor=ink)
         file = io.StringIO()
         figure.savefig(
             file, format="svg", transparent=True, metadata={"Date": None, "Creator": None, "Type": None, "Format": None}

@@ -1,0 +1,105 @@
+"""What a script left for the report, made safe to render: each value has the type it should have, or is left out.
+
+In: the JSON of a section, from any version of any script, whole or partial. Out: a Section.
+"""
+
+import json
+import math
+import re
+from dataclasses import dataclass
+
+from nanochat.common import STAGES
+from nanochat.report_page import Curve, Sample
+
+MOST = 1e15  # larger figures are no measurement, and pictures cannot show them
+
+
+@dataclass(frozen=True)
+class Section:
+    """Texts hold no control characters, figures are finite; `scores` have all keys, None for what is not known."""
+
+    name: str
+    title: str
+    seconds: float | None
+    written: float | None
+    machine: dict[str, float | str]
+    settings: dict[str, float | str]
+    metrics: dict[str, float | str]
+    curves: list[Curve]
+    samples: list[Sample]
+    scores: list[dict]
+    notes: list[str]
+
+    @classmethod
+    def read(cls, name: str, raw: dict) -> "Section":
+        seconds = number(raw.get("seconds"))
+        return cls(
+            name=name,
+            title=text(raw.get("title") or name.replace("_", " ").capitalize()),
+            seconds=seconds if seconds is not None and seconds >= 0 else None,
+            written=number(raw.get("written")),
+            machine=values(raw.get("machine")),
+            settings=values(raw.get("settings")),
+            metrics=values(raw.get("metrics")),
+            curves=[c for entry in entries(raw, "curves", dict) if (c := read_curve(entry))],
+            samples=[read_sample(entry) for entry in entries(raw, "samples", dict)],
+            scores=[s for entry in entries(raw, "scores", dict) if (s := read_score(entry))],
+            notes=[text(note) for note in entries(raw, "notes", str)],
+        )
+
+    @property
+    def stage(self) -> str:
+        """Which of STAGES the section tells of; "" if of none."""
+        return next((stage for stage in STAGES if stage in self.name.split("_")), "")
+
+    def figure(self, label: str) -> float | None:
+        """A metric, if it is a number."""
+        return number(self.metrics.get(label))
+
+
+def number(value) -> float | int | None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return value if is_number and math.isfinite(value) and abs(value) < MOST else None
+
+
+def text(value) -> str:
+    """Text without control characters and without what UTF-8 cannot hold."""
+    clean = re.sub(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]", "", str(value))
+    return clean.encode("utf-8", "replace").decode("utf-8")
+
+
+def entries(raw: dict, key: str, kind: type) -> list:
+    """The members of a list that are of the right kind; none if it is no list."""
+    return [entry for entry in raw.get(key) if isinstance(entry, kind)] if isinstance(raw.get(key), list) else []
+
+
+def values(raw) -> dict[str, float | str]:
+    """Numbers stay numbers, texts stay texts, the rest is shown as JSON."""
+    if not isinstance(raw, dict):
+        return {}
+    as_text = lambda value: text(value if isinstance(value, str) else json.dumps(value))[:2000]  # noqa: E731
+    return {text(key): as_text(value) if (n := number(value)) is None else n for key, value in raw.items()}
+
+
+def read_curve(raw: dict) -> Curve | None:
+    x, y = raw.get("x"), raw.get("y")
+    if not isinstance(x, list) or not isinstance(y, list):
+        return None
+    points = [(a, b) for a, b in zip(x, y) if number(a) is not None and number(b) is not None]
+    if not points:
+        return None
+    name, x_label, y_label = (text(raw.get(key) or "") for key in ("name", "x_label", "y_label"))
+    return Curve(name, x_label, y_label, [a for a, _ in points], [b for _, b in points])
+
+
+def read_sample(raw: dict) -> Sample:
+    answer = text(raw.get("answer", "")).replace("<|assistant_end|>", "").strip()
+    correct = raw.get("correct")
+    return Sample(text(raw.get("prompt", "")), answer, correct if isinstance(correct, bool) else None)
+
+
+def read_score(raw: dict) -> dict | None:
+    score = {key: number(raw.get(key)) for key in ("correct", "total", "accuracy", "low", "high", "chance")}
+    if score["accuracy"] is None and score["total"] and score["correct"] is not None:
+        score["accuracy"] = score["correct"] / score["total"]
+    return None if score["accuracy"] is None else score | {"name": text(raw.get("name") or "task")}
