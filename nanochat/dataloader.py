@@ -187,6 +187,7 @@ class Batches:
     def _rows(self):
         """(position after this row, rows in its block, row), block after block; the next block is made meanwhile."""
         epoch, block, skip = self.position["epoch"], self.position["block"], self.position["row"]
+        empty = 0
         with ThreadPoolExecutor(1) as background:
             coming = background.submit(self.source.block, epoch, block)
             while self.epochs is None or epoch < self.epochs:
@@ -195,6 +196,11 @@ class Batches:
                 following = (epoch, block + 1) if block + 1 < len(self.source) else (epoch + 1, 0)
                 coming = background.submit(self.source.block, *following)
                 total = len(rows.inputs)
+                empty = 0 if total else empty + 1
+                if empty == len(self.source):
+                    raise ValueError(
+                        "There is no row to train on: every document or conversation is empty or too long."
+                    )
                 for r in range(skip, total):
                     after = (epoch, block, r + 1) if r + 1 < total else (*following, 0)
                     yield dict(zip(("epoch", "block", "row"), after)), total, (rows.inputs[r], rows.targets[r])

@@ -30,10 +30,11 @@ def orthogonalize(x: torch.Tensor) -> torch.Tensor:
         # The squared singular values need the precision of fp32.
         product = None
         for a, b, c in POLAR_EXPRESS:
+            if product is not None:
+                gram = factor @ gram @ factor
             factor = b * gram + c * (gram @ gram)
             factor.diagonal(dim1=-2, dim2=-1).add_(a)
             product = factor if product is None else factor @ product
-            gram = factor @ gram @ factor
         return product @ x
     for step, (a, b, c) in enumerate(POLAR_EXPRESS):
         gram = x @ x.mT if step else gram

@@ -1,0 +1,192 @@
+"""The model against slow, obvious versions of its parts."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nanochat.gpt import (
+    GPT,
+    SOFTCAP,
+    Attention,
+    GPTConfig,
+    linear_cross_entropy,
+    norm,
+    relu_squared,
+    rotary_angles,
+    rotate,
+    softcap,
+    token_losses,
+)
+
+
+class Cache:
+    """The least that fulfils the cache's contract: everything in lists, row by row."""
+
+    def __init__(self, config, rows: int, length: int):
+        shape = (config.n_layer, rows, length, config.n_kv_head, config.n_embd // config.n_head)
+        self.k, self.v = torch.full(shape, 7.0), torch.full(shape, -7.0)
+        self.pos, self.prev = torch.zeros(rows, dtype=torch.long), torch.full((rows,), -1)
+
+    def update(self, layer, k, v):
+        for row, start in enumerate(self.pos.tolist()):
+            self.k[layer, row, start : start + k.size(1)] = k[row]
+            self.v[layer, row, start : start + k.size(1)] = v[row]
+        return self.k[layer], self.v[layer]
+
+    def advance(self, idx, n):
+        n = torch.full_like(self.pos, n) if isinstance(n, int) else n
+        self.pos, self.prev = self.pos + n, idx[torch.arange(len(idx)), n - 1]
+
+
+def tokens(config, rows, length, seed=1):
+    return torch.randint(config.vocab_size, (rows, length), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize(
+    "function, plain",
+    [(norm, lambda x: F.rms_norm(x, (x.size(-1),), eps=1e-6)), (relu_squared, lambda x: F.relu(x) ** 2)],
+)
+def test_handwritten_gradients_are_those_of_autograd(function, plain):
+    x = torch.randn(3, 5, 16, generator=torch.Generator().manual_seed(0))
+    a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
+    weight = torch.randn_like(x)
+    (function(a) * weight).sum().backward()
+    (plain(b) * weight).sum().backward()
+    torch.testing.assert_close(function(x), plain(x), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(a.grad, b.grad, rtol=1e-4, atol=1e-5)
+
+
+def test_rotation_is_multiplication_by_a_complex_number():
+    x = torch.randn(2, 7, 3, 8)
+    positions = torch.arange(7)[None]
+    a, b = x.chunk(2, dim=-1)
+    channel = torch.arange(4)
+    turn = torch.exp(1j * positions[..., None, None] * 10_000.0 ** (-2 * channel / 8))
+    expected = torch.view_as_real(torch.complex(a, b) * turn)
+    actual = rotate(x, *rotary_angles(positions, 8, torch.float32))
+    torch.testing.assert_close(torch.stack(actual.chunk(2, dim=-1), dim=-1), expected.float(), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("n_kv_head", [1, 2, 4])
+def test_attention_is_a_plain_softmax_loop(n_kv_head):
+    config = GPTConfig(50, 16, n_layer=2, n_head=4, n_kv_head=n_kv_head, n_embd=32)
+    attention = Attention(config, layer=0)
+    torch.nn.init.normal_(attention.qkv, std=0.3, generator=torch.Generator().manual_seed(0))
+    x = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(1))
+    positions = torch.arange(6)[None]
+    cos, sin = rotary_angles(positions, 8, torch.float32)
+    expected = torch.zeros(2, 6, 32)
+    for b in range(2):
+        for h in range(4):
+            group = h * n_kv_head // 4
+            q = norm(rotate((x[b] @ attention.qkv[h].T)[None, :, None], cos, sin))[0, :, 0]
+            k = norm(rotate((x[b] @ attention.qkv[4 + group].T)[None, :, None], cos, sin))[0, :, 0]
+            v = x[b] @ attention.qkv[4 + n_kv_head + group].T
+            for t in range(6):
+                scores = torch.stack([q[t] @ k[s] for s in range(t + 1)]) * 1.44 / math.sqrt(8)
+                expected[b, t, 8 * h : 8 * h + 8] = (scores.softmax(0)[:, None] * v[: t + 1]).sum(0)
+    actual = attention(x, None, (cos, sin), None, positions)
+    torch.testing.assert_close(actual, attention.proj(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_cross_entropy_and_its_gradient_are_those_of_the_plain_formula():
+    g = torch.Generator().manual_seed(0)
+    x, weight = torch.randn(700, 12, generator=g), torch.randn(40, 12, generator=g) * 3
+    targets = torch.randint(-1, 40, (700,), generator=g)
+    scale = torch.rand(700, generator=g) * (targets >= 0)
+    ours = [x.clone().requires_grad_(), weight.clone().requires_grad_()]
+    plain = [x.double().requires_grad_(), weight.double().requires_grad_()]
+    loss = linear_cross_entropy(*ours, targets, scale)
+    logits = SOFTCAP * torch.tanh(plain[0] @ plain[1].T / SOFTCAP)
+    each = F.cross_entropy(logits, targets.clamp(min=0), reduction="none")
+    (3 * loss).backward()
+    (3 * (each * scale).sum()).backward()
+    torch.testing.assert_close(loss.double(), (each * scale).sum(), rtol=1e-5, atol=1e-4)
+    torch.testing.assert_close(token_losses(x, weight, targets).double(), each * (targets >= 0), rtol=1e-5, atol=1e-4)
+    for a, b in zip(ours, plain):
+        torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-4)
+
+
+def test_loss_is_the_cross_entropy_of_the_logits(tiny_model, tiny_config):
+    idx = tokens(tiny_config, 3, 20)
+    targets = tokens(tiny_config, 3, 20, seed=2)
+    targets[0, :5] = -1
+    logits = tiny_model(idx)
+    expected = F.cross_entropy(logits.flatten(0, 1), targets.flatten(), ignore_index=-1, reduction="sum")
+    torch.testing.assert_close(tiny_model(idx, targets=targets), expected, rtol=1e-5, atol=1e-4)
+    assert logits.abs().max() <= SOFTCAP and logits.shape == (3, 20, tiny_config.vocab_size)
+
+
+def test_no_token_sees_the_future(tiny_model, tiny_config):
+    idx = tokens(tiny_config, 1, 20)
+    changed = idx.clone()
+    changed[0, 12] = (changed[0, 12] + 1) % tiny_config.vocab_size
+    before, after = tiny_model(idx), tiny_model(changed)
+    assert torch.equal(before[:, :12], after[:, :12])
+    assert not torch.allclose(before[:, 12:], after[:, 12:])
+
+
+@pytest.mark.parametrize("chunks", [(20,), (1,) * 20, (7, 1, 12)])
+@torch.no_grad()
+def test_a_cache_changes_nothing(tiny_model, tiny_config, chunks):
+    idx = tokens(tiny_config, 2, 20)
+    cache, outputs, start = Cache(tiny_config, 2, 24), [], 0
+    for length in chunks:
+        outputs.append(tiny_model(idx[:, start : start + length], cache=cache))
+        start += length
+    torch.testing.assert_close(torch.cat(outputs, dim=1), tiny_model(idx), rtol=1e-4, atol=1e-4)
+
+
+@torch.no_grad()
+def test_rows_of_different_lengths_share_a_cache(tiny_model, tiny_config):
+    idx = tokens(tiny_config, 3, 12)
+    lengths = torch.tensor([3, 12, 8])
+    cache = Cache(tiny_config, 3, 24)
+    first = tiny_model(idx, cache=cache, at=lengths - 1)  # what is right of a row's length is padding
+    more = tokens(tiny_config, 3, 1, seed=3)
+    second = tiny_model(more, cache=cache)
+    for row, n in enumerate(lengths.tolist()):
+        alone = tiny_model(torch.cat((idx[row : row + 1, :n], more[row : row + 1]), dim=1))
+        torch.testing.assert_close(first[row], alone[0, -2], rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(second[row, 0], alone[0, -1], rtol=1e-4, atol=1e-4)
+
+
+def test_every_parameter_is_initialised_and_gets_a_gradient():
+    config = GPTConfig.from_depth(2, 60, 16)
+    model = GPT(config)
+    for parameter in model.parameters():
+        parameter.data.fill_(math.nan)
+    model.init_weights(torch.Generator().manual_seed(0))
+    assert all(p.isfinite().all() for p in model.parameters())
+    again = GPT(config).init_weights(torch.Generator().manual_seed(0))
+    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters()))
+    with torch.no_grad():  # projections start at zero, and hide what lies behind them
+        for parameter in model.parameters():
+            parameter.add_(0.1)
+    idx = tokens(config, 2, 17)
+    model(idx[:, :-1], targets=idx[:, 1:]).backward()
+    missing = [name for name, p in model.named_parameters() if p.grad is None or not p.grad.any()]
+    assert not missing
+
+
+def test_a_new_model_knows_nothing(tiny_config):
+    model = GPT(tiny_config).init_weights(torch.Generator().manual_seed(0))
+    idx = tokens(tiny_config, 4, 33)
+    mean = model(idx[:, :-1], targets=idx[:, 1:]) / idx[:, 1:].numel()
+    assert abs(mean.item() - math.log(tiny_config.vocab_size)) < 0.05
+
+
+def test_half_precision_model_is_close(tiny_model, tiny_config):
+    model = copy.deepcopy(tiny_model)
+    model.compute_dtype = torch.bfloat16
+    idx = tokens(tiny_config, 2, 16)
+    assert model(idx).dtype == torch.float32
+    assert (softcap(model(idx)) - softcap(tiny_model(idx))).abs().mean() < 0.3
+
+
+def test_a_shape_that_does_not_fit_is_refused():
+    with pytest.raises(ValueError, match="n_head"):
+        GPTConfig(50, 16, n_layer=1, n_head=3, n_kv_head=3, n_embd=32)

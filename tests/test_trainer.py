@@ -1,0 +1,155 @@
+"""The loop: what it computes does not depend on how the batch is cut, where it stops, or on how many ranks it runs."""
+
+import copy
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from nanochat.common import Dist
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.optim import build_optimizers, linear
+from nanochat.trainer import MAX_BAD_STEPS, Batch, State, every, fit
+
+CONFIG = GPTConfig(64, 16, n_layer=2, n_head=3, n_kv_head=3, n_embd=48)
+WORKER = Path(__file__).parent / "ranks_worker.py"
+
+
+def new_model():
+    """Without the zeros of a fresh model: gradients that are all rounding would be blown up by the optimizers."""
+    generator = torch.Generator().manual_seed(0)
+    model = GPT(CONFIG).init_weights(generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
+    return model
+
+
+def new_optimizers(model, dist=Dist()):
+    return build_optimizers(model, dist, lr_scale=0.2)
+
+
+class Stream:
+    """Steps of 8 rows with uneven numbers of valid targets, cut into micro-batches of the given sizes."""
+
+    progress = None
+
+    def __init__(self, sizes=(8,), start=0):
+        self.sizes, self.position = sizes, {"step": start}
+
+    def __iter__(self):
+        while True:
+            g = torch.Generator().manual_seed(self.position["step"])
+            idx = torch.randint(64, (8, 17), generator=g)
+            targets = torch.where(torch.rand(8, 16, generator=g) < torch.linspace(0.1, 1, 8)[:, None], idx[:, 1:], -1)
+            self.position = {"step": self.position["step"] + 1}
+            yield [Batch(i, t) for i, t in zip(idx[:, :-1].split(self.sizes), targets.split(self.sizes))]
+
+
+def run(batches, steps, model=None, state=None, **options):
+    model = model or new_model()
+    losses = []
+    optimizers = options.pop("optimizers", None) or new_optimizers(model)
+    state = fit(
+        model, optimizers, batches, linear(1.0, 0.1), state or State(), num_steps=steps,
+        hooks=[lambda step: losses.append(step.loss), *options.pop("hooks", [])], **options,
+    )  # fmt: skip
+    return model, optimizers, state, losses
+
+
+def test_training_learns():
+    *_, losses = run([next(iter(Stream()))] * 40, 40)
+    assert losses[-1] < 0.7 * losses[0]
+
+
+@pytest.mark.parametrize("sizes", [[4, 4], [1] * 8, [5, 1, 2]])
+def test_how_the_batch_is_cut_does_not_matter(sizes):
+    whole, *_, expected = run(Stream(), 10)
+    cut, *_, losses = run(Stream(sizes), 10)
+    assert losses == pytest.approx(expected, rel=1e-5)
+    for a, b in zip(whole.parameters(), cut.parameters()):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_resumed_run_is_the_run_that_was_not_stopped():
+    whole, _, _, expected = run(Stream(), 12)
+    kept = {}
+
+    def keep(step):
+        tensors = {}
+        for optimizer in kept["optimizers"]:
+            tensors |= optimizer.state_dict()
+        kept.update(model=copy.deepcopy(model.state_dict()), tensors=tensors, state=json.dumps(step.state.as_dict()))
+
+    model = new_model()
+    kept["optimizers"] = new_optimizers(model)
+    run(Stream(), 12, model, optimizers=kept["optimizers"], hooks=[every(7, keep)], should_stop=lambda: "state" in kept)
+    second = new_model()
+    second.load_state_dict(kept["model"])
+    optimizers = new_optimizers(second)
+    for optimizer in optimizers:
+        optimizer.load_state_dict(kept["tensors"])
+    state = State(**json.loads(kept["state"]))
+    *_, losses = run(Stream(start=state.data["step"]), 12, second, state, optimizers=optimizers)
+    assert state.step == 12 and losses == expected[-len(losses) :] and len(losses) < 12
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters()))
+
+
+def test_a_bad_batch_changes_nothing_and_is_counted():
+    model = new_model()
+    before = copy.deepcopy(model.state_dict())
+
+    def loss_fn(model, batch):
+        return model(batch.inputs, targets=batch.targets) * math.nan
+
+    _, _, state, _ = run(Stream(), 3, model, loss_fn=loss_fn)
+    assert state.skipped == 3 and all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+    with pytest.raises(RuntimeError, match="learning rate"):
+        run(Stream(), 2 * MAX_BAD_STEPS, model, loss_fn=loss_fn)
+
+
+def test_time_ends_a_run():
+    _, _, state, _ = run(Stream(), None, minutes=0.01)
+    assert state.progress == 1 and state.step > 1 and state.seconds >= 0.6
+
+
+def test_hooks_come_when_they_are_due():
+    seen = []
+    run(Stream(), 20, hooks=[every(6, lambda step: seen.append(step.state.step))])
+    assert seen == [6, 12, 18, 20]
+    seen.clear()
+    run(Stream(), 20, hooks=[every(None, lambda step: seen.append(step.state.step)), every(0, pytest.fail)])
+    assert len(seen) == 10 and seen[-1] == 20
+
+
+def test_weights_scale_the_gradient():
+    """A weight of 2 is the row twice; a weight of 0 is no row at all."""
+    batch = next(iter(Stream()))[0]
+    model = new_model()
+    scale = torch.tensor([2.0, 0, 1, 1, 1, 1, 1, 1])[:, None].expand(8, 16)
+    rows = [0, 0, 2, 3, 4, 5, 6, 7]
+    a = model(batch.inputs, targets=batch.targets, weights=scale)
+    b = model(batch.inputs[rows], targets=batch.targets[rows])
+    torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_ranks_do_not_matter(ranks, tmp_path):
+    """The same global batches on several processes: the same losses and weights as on one, to rounding."""
+    steps = 12
+    model, optimizers, _, expected = run(Stream(), steps)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}", str(WORKER)]
+    done = subprocess.run([*command, str(tmp_path), str(steps)], capture_output=True, text=True, env=os.environ.copy())
+    assert done.returncode == 0, done.stderr[-3000:]
+    result = torch.load(tmp_path / "result.pt", weights_only=True)
+    assert result["losses"] == pytest.approx(expected, rel=1e-5)
+    for name, parameter in model.state_dict().items():
+        torch.testing.assert_close(result["model"][name], parameter, rtol=1e-3, atol=1e-4)
+    for optimizer in optimizers:  # sharded on the ranks, whole in what is saved
+        for name, tensor in optimizer.state_dict().items():
+            assert result["optimizers"][name].shape == tensor.shape
