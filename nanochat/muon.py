@@ -28,7 +28,7 @@ def orthogonalize(x: torch.Tensor) -> torch.Tensor:
     if x.dtype == torch.float32 and x.size(-1) >= 2 * x.size(-2):
         # All steps are polynomials of the small Gram matrix times x: touch the wide matrix only at the two ends.
         # The squared singular values need the precision of fp32.
-        product = None
+        factor = product = None
         for a, b, c in POLAR_EXPRESS:
             if product is not None:
                 gram = factor @ gram @ factor
