@@ -2,15 +2,15 @@
 
 In: shards of text, or tasks of conversations, and a position in them. Out: Batches, and the position to resume at.
 
-A block is a shard's row group, or some hundred conversations. It is packed into rows by itself, so a position is just
-(epoch, block, row). Every rank goes through all rows in the same order and takes its own part of each global batch:
-the order does not depend on the number of ranks.
+A block is a row group of a shard, or some hundred conversations. It is packed into rows by itself, so a position is
+just (epoch, shard, block, row). Every rank goes through all rows in the same order and takes its own part of each
+global batch: the order does not depend on the number of ranks.
 """
 
 from bisect import bisect_right, insort
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -83,34 +83,41 @@ def pack(items: list[tuple[np.ndarray, np.ndarray]], T: int, pad: int, split: bo
 
 @dataclass(frozen=True)
 class DocumentSource:
-    """The documents of a dataset, each with <|bos|> in front."""
+    """Documents of shards, each with <|bos|> in front. Without a seed the order is that of the files (for validation).
+
+    A shard that is still being downloaded is waited for only when its turn comes.
+    """
 
     tokenizer: Tokenizer
     files: list[Path]
     T: int
     seed: int | None = 0
-    groups: list[tuple[Path, int]] = field(default_factory=list)
 
     @classmethod
     def open(cls, tokenizer: Tokenizer, name: str, split: str, T: int, seed: int | None = 0) -> "DocumentSource":
-        """SystemExit if the dataset is not there. Without a seed the order is that of the files (for validation)."""
+        """SystemExit if the dataset is not there."""
         dataset.require(name)
-        files = dataset.shards(name, split)
-        groups = [(file, group) for file in files for group in range(pq.ParquetFile(file).num_row_groups)]
-        return cls(tokenizer, files, T, seed, groups)
+        return cls(tokenizer, dataset.shards(name, split), T, seed)
 
-    def __len__(self) -> int:
-        return len(self.groups)
+    @property
+    def shards(self) -> int:
+        return len(self.files)
 
-    def block(self, epoch: int, index: int) -> Rows:
-        if self.seed is not None:
-            index = int(np.random.default_rng((self.seed, epoch)).permutation(len(self))[index])
-        file, group = self.groups[index]
-        texts = pq.ParquetFile(file).read_row_group(group, columns=["text"]).column("text").to_pylist()
+    def blocks(self, epoch: int, shard: int) -> int:
+        return self._file(epoch, shard).num_row_groups
+
+    def block(self, epoch: int, shard: int, block: int) -> Rows:
+        file = self._file(epoch, shard)
+        group = _permuted(self.seed, (epoch, shard), file.num_row_groups)[block]
+        texts = file.read_row_group(int(group), columns=["text"]).column("text").to_pylist()
         bos = np.array([self.tokenizer.bos_id])
         documents = [np.concatenate((bos, ids)) for ids in self.tokenizer.encode_batch(texts)]
         items = [(ids, np.arange(len(ids)) > 0) for ids in documents]
-        return _shuffled(pack(items, self.T, self.tokenizer.bos_id, split=True), self.seed, epoch, index)
+        rows = pack(items, self.T, self.tokenizer.bos_id, split=True)
+        return _shuffled(rows, self.seed, (epoch, shard, block))
+
+    def _file(self, epoch: int, shard: int) -> pq.ParquetFile:
+        return pq.ParquetFile(dataset.wait_for(self.files[_permuted(self.seed, (epoch,), self.shards)[shard]]))
 
 
 @dataclass(frozen=True)
@@ -121,24 +128,25 @@ class ChatSource:
     conversations: object  # has __len__ and __getitem__
     T: int
     seed: int | None = 0
+    shards = 1
 
-    def __len__(self) -> int:
+    def blocks(self, epoch: int, shard: int) -> int:
         return -(-len(self.conversations) // CONVERSATIONS_PER_BLOCK)
 
-    def block(self, epoch: int, index: int) -> Rows:
-        total = len(self.conversations)
-        order = np.arange(total)
-        if self.seed is not None:
-            order = np.random.default_rng((self.seed, epoch)).permutation(total)
-        chosen = order[index * CONVERSATIONS_PER_BLOCK : (index + 1) * CONVERSATIONS_PER_BLOCK]
+    def block(self, epoch: int, shard: int, block: int) -> Rows:
+        order = _permuted(self.seed, (epoch,), len(self.conversations))
+        chosen = order[block * CONVERSATIONS_PER_BLOCK : (block + 1) * CONVERSATIONS_PER_BLOCK]
         items = [self.tokenizer.render_conversation(self.conversations[int(i)]) for i in chosen]
-        return _shuffled(pack(items, self.T, self.tokenizer.bos_id, split=False), self.seed, epoch, index)
+        rows = pack(items, self.T, self.tokenizer.bos_id, split=False)
+        return _shuffled(rows, self.seed, (epoch, shard, block))
 
 
-def _shuffled(rows: Rows, seed: int | None, epoch: int, index: int) -> Rows:
-    if seed is None:
-        return rows
-    order = np.random.default_rng((seed, epoch, index)).permutation(len(rows.inputs))
+def _permuted(seed: int | None, key: tuple[int, ...], count: int) -> np.ndarray:
+    return np.arange(count) if seed is None else np.random.default_rng((seed, *key)).permutation(count)
+
+
+def _shuffled(rows: Rows, seed: int | None, key: tuple[int, ...]) -> Rows:
+    order = _permuted(seed, key, len(rows.inputs))
     return Rows(rows.inputs[order], rows.targets[order], rows.skipped)
 
 
@@ -163,53 +171,56 @@ class Batches:
                 f"{rows} rows a step do not divide among {dist.world_size} ranks; choose a multiple of that."
             )
         self.source, self.rows, self.device_rows, self.dist, self.epochs = source, rows, device_rows, dist, epochs
-        self.position = dict(position or {"epoch": 0, "block": 0, "row": 0})
+        self.position = dict(position or {"epoch": 0, "shard": 0, "block": 0, "row": 0})
         self.skipped = 0
-        self.progress = None if epochs is None else self._progress(1)
-
-    def _progress(self, rows_in_block: int) -> float:
-        blocks = self.position["block"] + self.position["row"] / max(1, rows_in_block)
-        return (self.position["epoch"] + blocks / len(self.source)) / self.epochs
+        self.progress = None if epochs is None else 0.0
 
     def __iter__(self) -> Iterator[list[Batch]]:
         buffer: list[tuple[np.ndarray, np.ndarray]] = []
-        for position, total, row in self._rows():
+        for position, done, row in self._rows():
             buffer.append(row)
             if len(buffer) == self.rows:
-                yield self._emit(buffer, position, total)
+                yield self._emit(buffer, position, done)
                 buffer = []
         if buffer:  # the last step of the last epoch: filled up with rows that have no targets
             empty = buffer[0][0], np.full_like(buffer[0][1], -1)
-            self.progress = 1.0
-            yield self._emit(buffer + [empty] * (self.rows - len(buffer)), position, total)
-        self.progress = 1.0
+            yield self._emit(buffer + [empty] * (self.rows - len(buffer)), position, self.epochs)
 
     def _rows(self):
-        """(position after this row, rows in its block, row), block after block; the next block is made meanwhile."""
-        epoch, block, skip = self.position["epoch"], self.position["block"], self.position["row"]
-        empty = 0
+        """(position after this row, epochs done by then, row), block after block; the next block is made meanwhile."""
+        source = self.source
+        epoch, shard, block, skip = (self.position[name] for name in ("epoch", "shard", "block", "row"))
+        useful = 0  # rows in this epoch
         with ThreadPoolExecutor(1) as background:
-            coming = background.submit(self.source.block, epoch, block)
+            blocks = source.blocks(epoch, shard)
+            coming = background.submit(source.block, epoch, shard, block)
             while self.epochs is None or epoch < self.epochs:
                 rows = coming.result()
                 self.skipped += rows.skipped
-                following = (epoch, block + 1) if block + 1 < len(self.source) else (epoch + 1, 0)
-                coming = background.submit(self.source.block, *following)
+                if block + 1 < blocks:
+                    following = epoch, shard, block + 1
+                else:
+                    following = (epoch, shard + 1, 0) if shard + 1 < source.shards else (epoch + 1, 0, 0)
+                coming = background.submit(source.block, *following)
                 total = len(rows.inputs)
-                empty = 0 if total else empty + 1
-                if empty == len(self.source):
+                useful += total
+                for r in range(skip, total):
+                    after = (epoch, shard, block, r + 1) if r + 1 < total else (*following, 0)
+                    done = epoch + (shard + (block + (r + 1) / total) / blocks) / source.shards
+                    position = dict(zip(("epoch", "shard", "block", "row"), after))
+                    yield position, done, (rows.inputs[r], rows.targets[r])
+                if following[0] > epoch and not useful:
                     raise ValueError(
                         "There is no row to train on: every document or conversation is empty or too long."
                     )
-                for r in range(skip, total):
-                    after = (epoch, block, r + 1) if r + 1 < total else (*following, 0)
-                    yield dict(zip(("epoch", "block", "row"), after)), total, (rows.inputs[r], rows.targets[r])
-                (epoch, block), skip = following, 0
+                useful = 0 if following[0] > epoch else useful
+                blocks = source.blocks(*following[:2]) if following[:2] != (epoch, shard) else blocks
+                (epoch, shard, block), skip = following, 0
 
-    def _emit(self, buffer, position: dict, rows_in_block: int) -> list[Batch]:
+    def _emit(self, buffer, position: dict, done: float) -> list[Batch]:
         self.position = position
         if self.epochs is not None:
-            self.progress = min(1.0, self._progress(rows_in_block))
+            self.progress = min(1.0, done / self.epochs)
         mine = len(buffer) // self.dist.world_size
         part = buffer[self.dist.rank * mine : (self.dist.rank + 1) * mine]
         inputs, targets = (torch.from_numpy(np.stack(side)) for side in zip(*part))

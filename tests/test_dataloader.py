@@ -55,17 +55,16 @@ def test_packing_is_dense():
 
 
 class Numbers:
-    """A source of `blocks` blocks, each of some rows that name themselves."""
+    """A source of shards of blocks of rows that name themselves."""
 
-    def __init__(self, rows=(5, 3, 4), T=2):
-        self.rows, self.T = rows, T
+    def __init__(self, rows=((5, 3), (4,)), T=2):
+        self.rows, self.T, self.shards = rows, T, len(rows)
 
-    def __len__(self):
-        return len(self.rows)
+    def blocks(self, epoch, shard):
+        return len(self.rows[shard])
 
-    def block(self, epoch, index):
-        first = 1000 * epoch + 100 * index
-        values = first + np.arange(self.rows[index])
+    def block(self, epoch, shard, block):
+        values = 1000 * epoch + 200 * shard + 100 * block + np.arange(self.rows[shard][block])
         return Rows(np.repeat(values[:, None], self.T, axis=1), np.repeat(values[:, None], self.T, axis=1))
 
 
@@ -104,7 +103,7 @@ def test_a_position_leads_back_to_the_same_batches_on_any_number_of_ranks(stop):
 
 def test_a_source_without_rows_is_an_error_and_not_an_endless_loop():
     with pytest.raises(ValueError, match="no row"):
-        next(iter(Batches(Numbers(rows=(0, 0)), rows=2, device_rows=2)))
+        next(iter(Batches(Numbers(rows=((0,), (0,))), rows=2, device_rows=2)))
 
 
 def test_rows_that_do_not_divide_are_refused():
@@ -115,11 +114,10 @@ def test_rows_that_do_not_divide_are_refused():
 def test_documents_are_all_there_in_every_epoch_in_another_order(tiny_tokenizer, tmp_path):
     texts = [f"The grass of meadow {number} is green." for number in range(60)]
     pq.write_table(pa.table({"text": texts}), tmp_path / "shard.parquet", row_group_size=20)
-    groups = [(tmp_path / "shard.parquet", group) for group in range(3)]
-    source = DocumentSource(tiny_tokenizer, [tmp_path / "shard.parquet"], 32, 0, groups)
+    source = DocumentSource(tiny_tokenizer, [tmp_path / "shard.parquet"], 32, 0)
 
     def epoch(number):
-        rows = [source.block(number, index) for index in range(3)]
+        rows = [source.block(number, 0, block) for block in range(source.blocks(number, 0))]
         return np.concatenate([r.targets for r in rows])
 
     first, second = epoch(0), epoch(1)
@@ -130,7 +128,7 @@ def test_documents_are_all_there_in_every_epoch_in_another_order(tiny_tokenizer,
 
 def test_only_what_the_assistant_says_is_learned(tiny_tokenizer):
     chat = {"messages": [{"role": "user", "content": "Is grass green?"}, {"role": "assistant", "content": "Yes."}]}
-    rows = ChatSource(tiny_tokenizer, [chat] * 5, 64, None).block(0, 0)
+    rows = ChatSource(tiny_tokenizer, [chat] * 5, 64, None).block(0, 0, 0)
     learned = rows.targets[rows.targets >= 0]
     once = [*tiny_tokenizer.encode("Yes.").tolist(), tiny_tokenizer.special["<|assistant_end|>"]]
     assert learned.tolist() == once * 5
