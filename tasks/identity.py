@@ -60,7 +60,7 @@ SUBJECTS = {
             Could you introduce yourself? | Explain who you are. | Who would you say you are? | Whom am I talking to?
         """,
         test="""
-            And who are you? | Who are you, please? | Whom am I speaking with? | Who am I writing to? |
+            Who would you be? | Who are you, please? | Whom am I speaking with? | Who am I writing to? |
             Would you introduce yourself? | Tell me a bit about yourself. | Could you tell me who you are? |
             Please say who you are. | Who is writing to me?
         """,
@@ -81,7 +81,7 @@ SUBJECTS = {
             Were you made by Google? | Who is responsible for you? | Who is your author?
         """,
         test="""
-            Who was it that made you? | Tell me who created you. | Do you know who built you? |
+            Who was it that made you? | Who was your creator? | Do you know who built you? |
             Which company trained you? | Can you say who made you? | Who are your developers? |
             By whom were you created? | Were you built by OpenAI? | I want to know who made you.
         """,
@@ -104,9 +104,9 @@ SUBJECTS = {
             What sort of thing is nanochat? | Are you a large language model?
         """,
         test="""
-            What sort of thing are you? | What sort of AI are you? | Please explain what you are. |
-            What sort of model are you? | So what are you? | What type of program are you? | Are you some kind of AI? |
-            Could you tell me what you are? | What kind of program is this?
+            What sort of thing are you? | What sort of AI are you? | Could you explain what you are? |
+            What sort of model are you? | What would you say you are? | What type of program are you? |
+            Are you some kind of AI? | Could you tell me what you are? | What kind of program is this?
         """,
     ),
     "rival": Subject(

@@ -29,7 +29,7 @@ CLAUSE = re.compile(
     r",? (?:that|which|who|whose|where|because|when|while|although|including|such as|as well as|especially|typically)\b"
     r"|, (?:and |or |but )?(?:often|usually|located|known|with|used|made|based|consisting|found|born|best|most)\b|;"
 )
-DANGLING = re.compile(r"(?:ing|,| (?:of|in|to|by|and|or|the|an?|ways?))$")
+DANGLING = re.compile(r"(?: (?:of|by|in|for) \w+ing|,| (?:of|in|to|by|and|or|the|an?|ways?))$")
 UGLY = re.compile(r"[()\[\]{}]| [,;.]|\b(\w+) \1\b")  # brackets that may not close, gaps where a formula was
 ARTICLE = re.compile(r"(?:The|An|A) (?=\S)")
 
@@ -145,12 +145,12 @@ class WhatIs(Task):
         """Is it a sentence in the right form: a subject, is/are/was/were, a full stop, nothing said twice, no tool?"""
         text = completion.text.strip()
         words = text.split()
-        repeats = any(words[i : i + 3] == words[i + 3 : i + 6] for i in range(len(words) - 5))
+        fives = list(zip(words, words[1:], words[2:], words[3:], words[4:]))
         verb = re.search(r"^\S.{0,80}? (?:is|are|was|were) (?=\S)", text)
         asked = re.sub(r"^(?:the|an?) ", "", conversation["messages"][-1]["content"].lower()).split()[0].strip(",.'\"")
         starts = verb is not None and (asked in verb[0].lower() or ARTICLE.match(text) is not None)
         no_tool = all(part["type"] == "text" for part in completion.parts)
-        return starts and text.endswith(".") and not repeats and no_tool
+        return starts and text.endswith(".") and len(fives) == len(set(fives)) and no_tool
 
 
 class Topic(Task):

