@@ -272,7 +272,10 @@ class Progress:
         self.live = dist.is_main and sys.stderr.isatty()
 
     def update(self, done: float, **fields) -> None:
-        """`fields` are shown as they are, name then value: update(12, loss="3.21", rate="6,012 tok/s")."""
+        """`fields` are shown as they are, name then value: update(12, loss="3.21", rate="6,012 tok/s").
+
+        With the unit "%" only the part of `total` is shown.
+        """
         now = time.monotonic()
         finished = done >= self.total
         if not self.dist.is_main or (now - self.shown < (0.1 if self.live else self.every) and not finished):
@@ -291,7 +294,8 @@ class Progress:
             else ""
         )
         values = "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in fields.items())
-        line = f"{self.stage:<14} {bar} {done:,.0f}/{self.total:,.0f} {self.unit}  {values}  {time_text}"
+        amount = f"{100 * fraction:.0f}%" if self.unit == "%" else f"{done:,.0f}/{self.total:,.0f} {self.unit}"
+        line = f"{self.stage:<14} {bar} {amount}  {values}  {time_text}"
         if self.live:
             width = os.get_terminal_size(sys.stderr.fileno()).columns
             sys.stderr.write("\r\x1b[K" + line[: width - 1] + ("\n" if finished else ""))

@@ -120,7 +120,7 @@ def train(
     model.compute_dtype = compute_dtype(dist.device)
     forward = torch.compile(model) if dist.device.type == "cuda" else model
     log = MetricsLog(base_dir() / "logs" / f"{stage}-{tag}.jsonl", state.step, dist)
-    progress = Progress(title, 1000, "‰", dist, done=1000 * state.progress)
+    progress = Progress(title, 1.0, "%", dist, done=state.progress)
     folder = checkpoint_manager.folder_of(stage, tag)
     with (
         stop_signals() as received,
@@ -128,11 +128,16 @@ def train(
             folder, tokenizer, stage=stage, settings=cfg, keep_last=cfg.keep_last, dist=dist
         ) as saver,
     ):
+        epoch = state.data.get("epoch", 0)
 
         def show(step: Step) -> None:
+            nonlocal epoch
+            if step.state.data.get("epoch", 0) > epoch:
+                epoch = step.state.data["epoch"]
+                progress.message(f"{title}: step {step.state.step:,} begins pass {epoch + 1} over the data")
             log.log(step.state.step, loss=step.loss, multiplier=step.multiplier, seconds=round(step.state.seconds, 3))
             progress.update(
-                1000 * step.state.progress,
+                step.state.progress,
                 step=f"{step.state.step:,}",
                 loss=f"{step.loss:.3f}",
                 speed=f"{step.tokens_per_second:,.0f} tok/s",
