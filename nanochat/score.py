@@ -3,10 +3,13 @@
 In: counts. Out: accuracy with its 95% interval, centred on guessing; the row of a report, the table in a terminal.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from math import sqrt
 
+from rich import box
+from rich.console import Console
 from rich.table import Table
 
 
@@ -58,12 +61,17 @@ def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
 
 def score_table(title: str, scores: Sequence[Score], **columns: Sequence[str]) -> Table:
     """What a script prints: a row a score. `columns` are further ones: a heading, and a text for each score."""
-    table = Table(title=title, title_justify="left")
-    table.add_column("task")
+    table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
+    table.add_column("task", no_wrap=True)
     for heading in ("right", "items", "accuracy", "95% interval", "chance", *columns):
-        table.add_column(heading.replace("_", " "), justify="right")
+        table.add_column(heading, justify="right", no_wrap=True)
     for i, score in enumerate(scores):
         counts = (score.name, f"{score.correct:,}", f"{score.total:,}", f"{score.accuracy:.1%}")
-        interval = f"{score.low:.1%} to {score.high:.1%}"
+        interval = f"{100 * score.low:.1f} to {100 * score.high:.1f}"
         table.add_row(*counts, interval, f"{score.chance:.1%}", *(texts[i] for texts in columns.values()))
     return table
+
+
+def score_console() -> Console:
+    """Wide enough for the table where the output is not a terminal."""
+    return Console(width=None if sys.stdout.isatty() else 110)

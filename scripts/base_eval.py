@@ -7,13 +7,11 @@ import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rich.console import Console
-
 from nanochat import checkpoint_manager, report
 from nanochat.common import base_dir, compute_dtype, describe_machine, setup
 from nanochat.configurator import parse
 from nanochat.core_eval import CORE_TASKS, evaluate_core
-from nanochat.score import score_table
+from nanochat.score import score_console, score_table
 
 
 @dataclass(frozen=True)
@@ -52,8 +50,8 @@ def main(cfg: Config) -> None:
             label = "CORE" if len(result.scores) == len(CORE_TASKS) else f"CORE of {len(result.scores)} tasks"
             centered = [f"{score.centered:.4f}" for score in result.scores]
             cut = [f"{score.cut:,}" if score.cut else "" for score in result.scores]
-            console = Console()
-            console.print(score_table(str(loaded.path), result.scores, centered=centered, prompts_cut=cut))
+            console = score_console()
+            console.print(score_table(str(loaded.path), result.scores, centered=centered, cut=cut))
             notes = [f"The files of these tasks are missing: {', '.join(result.missing)}."] if result.missing else []
             if any(score.cut for score in result.scores):
                 total = sum(score.cut for score in result.scores)

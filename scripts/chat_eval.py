@@ -8,7 +8,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from rich.console import Console
 from tyro.conf import arg
 
 from nanochat import checkpoint_manager, report
@@ -18,7 +17,7 @@ from nanochat.configurator import parse
 from nanochat.contamination import RUN, find_overlap
 from nanochat.engine import Engine
 from nanochat.execution import SandboxError
-from nanochat.score import score_table
+from nanochat.score import score_console, score_table
 from tasks.common import Task, visible_text
 from tasks.registry import evaluation_tasks
 
@@ -37,7 +36,7 @@ class Config:
     """which model; by default the newest"""
     step: Annotated[int | None, arg(aliases=["-s"])] = None
     """which of its checkpoints; by default the newest"""
-    max_items: Annotated[int | None, arg(aliases=["-x", "--max_problems"])] = None
+    max_items: Annotated[int | None, arg(aliases=["-x", "--max_problems", "--max-problems"])] = None
     """only so many items of each task, for a quick look"""
     max_tokens: Annotated[int, arg(aliases=["-m"])] = 512
     """of an answer"""
@@ -129,7 +128,7 @@ def show(cfg: Config, loaded, scores: list[Score], notes: list[str], seconds: fl
             notes.append(f"{score.name}: {passes}; an item counts as right if one of {cfg.num_samples} answers is.")
     if cfg.max_items:
         notes.append(f"A quick look: at most {cfg.max_items:,} items of each task.")
-    console = Console()
+    console = score_console()
     console.print(score_table(str(loaded.path), scores))
     console.print(*notes, *(f"{name}: {value:.4f}" for name, value in metrics.items()), sep="\n", highlight=False)
     report.write_section(

@@ -17,7 +17,7 @@ ADDRESS = "https://raw.githubusercontent.com/openai/grade-school-math/master/gra
 TRAIN, TEST = ("gsm8k_train", f"{ADDRESS}/train.jsonl"), ("gsm8k_test", f"{ADDRESS}/test.jsonl")
 VALIDATION = 500  # of the 7,473 training problems: held out, so that nothing is ever chosen by its test score
 CALL = re.compile(r"<<([^<>=]*)=([^<>]*)>>")
-FINAL = re.compile(r"####\s*\$?\s*(-?(?:\d[\d,]*)?(?:\.\d+)?)")
+FINAL = re.compile(r"####\s*\$?\s*(-?(?:\d[\d,]*)?(?:\.\d+)?)", re.ASCII)
 
 
 class GSM8K(PublishedTask):
