@@ -38,7 +38,7 @@ COUNT = (
     'How many times does "{letter}" appear in "{word}"?',
     'how many "{letter}" are there in "{word}"',
     'What is the number of "{letter}" in "{word}"?',
-    'In the word "{word}", how many times is there an "{letter}"?',
+    'In the word "{word}", how many "{letter}" are there?',
 )
 
 
@@ -88,6 +88,7 @@ class LetterCount(WordTask):
     """`How many "r" are in "strawberry"?` -> `"strawberry".count("r")` -> 3"""
 
     name = "LetterCount"
+    chance = 0.52  # what always saying 1 would earn
 
     def __getitem__(self, index: int) -> dict:
         rng = generator(self.name, self.split, index)
