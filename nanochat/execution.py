@@ -76,7 +76,7 @@ class Sandbox:
     def __init__(self, level: str = "strict", workers: int | None = None):
         if level not in LEVELS:
             raise ValueError(f"There is no sandbox level {level!r}. Levels are basic and strict.")
-        self.asked, self.lock = level, threading.Lock()
+        self.asked, self.closed, self.lock = level, False, threading.Lock()
         self.slots = threading.BoundedSemaphore(workers or max(2, os.cpu_count() or 1))
         self._start()
 
@@ -121,19 +121,18 @@ class Sandbox:
         hello = self.host.makefile("rb").readline()
         self.host.settimeout(None)
         if not hello:
-            self.close()
+            self._stop()
             raise SandboxError("The sandbox did not start; the lines above say why.")
         answer = json.loads(hello)
         self.level, self.reasons = answer["level"], tuple(answer["reasons"])
         if LEVELS.index(self.level) < LEVELS.index(self.asked):
-            self.close()
+            self._stop()
             raise SandboxError(
                 f"The sandbox here is {self.level}, but {self.asked} was asked for: {'; '.join(self.reasons)}. "
                 f"Use a machine that has it, or accept the risk with --sandbox={self.level}."
             )
 
-    def close(self) -> None:
-        """End the warm parent and every program in it."""
+    def _stop(self) -> None:
         try:
             self.host.shutdown(socket.SHUT_RDWR)
         except OSError:
@@ -146,6 +145,12 @@ class Sandbox:
             self.process.wait()
         shutil.rmtree(self.base, ignore_errors=True)
 
+    def close(self) -> None:
+        """End the warm parent and every program in it."""
+        with self.lock:
+            self.closed = True
+            self._stop()
+
     def __enter__(self) -> "Sandbox":
         return self
 
@@ -154,11 +159,14 @@ class Sandbox:
 
     def run(self, code: str, *, timeout: float = 5.0, memory_mb: int = 256) -> Result:
         """Run a program. `timeout` in seconds of wall clock, `memory_mb` beyond the interpreter's own."""
-        with self.slots:
-            run = self._launch({"part": "program", "code": code, "memory": memory_mb << 20}, timeout)
-            with run:
+
+        def attempt(host: socket.socket) -> Result:
+            with Run(host, {"part": "program", "code": code, "memory": memory_mb << 20}, timeout) as run:
                 gather(run)
-        return Result(run.exit == 0, run.text(run.output), run.explain(), run.killed == "time", run.seconds)
+            done = run.exit == 0 and not run.killed
+            return Result(done, run.text(run.output), run.explain(), run.killed == "time", run.seconds)
+
+        return self._try(attempt)
 
     def check(
         self,
@@ -171,42 +179,54 @@ class Sandbox:
         memory_mb: int = 256,
     ) -> Verdict:
         """Run `test` on the function `entry_point` of an untrusted program (see `check_program`)."""
-        request = {
-            "code": program,
-            "test": test,
-            "prelude": prelude,
-            "entry_point": entry_point,
-            "memory": memory_mb << 20,
-        }
-        ours, theirs = socket.socketpair()
-        with self.slots:
-            with ours, theirs:
-                function = self._launch({**request, "part": "function"}, timeout, ours)
-                judge = self._launch({**request, "part": "judge", "code": ""}, timeout, theirs)
-            with function, judge:
+        shared = {"entry_point": entry_point, "memory": memory_mb << 20}
+        untrusted = {**shared, "part": "function", "code": program}  # it never sees the test
+        trusted = {**shared, "part": "judge", "test": test, "prelude": prelude}
+
+        def attempt(host: socket.socket) -> Verdict:
+            ours, theirs = socket.socketpair()
+            with (
+                ours,
+                theirs,
+                Run(host, untrusted, timeout, ours) as function,
+                Run(host, trusted, timeout, theirs) as judge,
+            ):
+                ours.close()
+                theirs.close()  # only the two programs hold the line now
                 gather(judge, function)
                 function.stop()
                 gather(function)
-        if judge.exit == 0 and not judge.killed:
-            return Verdict(True, "passed", False, judge.seconds)
-        timed_out = "time" in (judge.killed, function.killed)
-        reason = judge.last_line()
-        if timed_out:
-            reason = f"no answer within {timeout:g} seconds"
-        elif reason.startswith("Stopped") and function.last_line():
-            reason = f"the program stopped: {function.last_line()}"
-        return Verdict(False, reason, timed_out, judge.seconds)
+            return decide(judge, function, timeout)
 
-    def _launch(self, request: dict, timeout: float, channel: socket.socket | None = None) -> "Run":
-        host = self.host
-        try:
-            return Run(host, request, timeout, channel)
-        except (BrokenPipeError, ConnectionResetError):
-            with self.lock:  # the warm parent died: a new one, once
-                if self.host is host:
-                    self.close()
-                    self._start()
-            return Run(self.host, request, timeout, channel)
+        return self._try(attempt)
+
+    def _try(self, attempt):
+        """`attempt(host)` when a worker is free; once more if the warm parent dies, in a new one."""
+        with self.slots:
+            host = self.host
+            try:
+                return attempt(host)
+            except (SandboxError, BrokenPipeError, ConnectionResetError):
+                with self.lock:
+                    if self.closed:
+                        raise
+                    if self.host is host:
+                        self._stop()
+                        self._start()
+                return attempt(self.host)
+
+
+def decide(judge: "Run", function: "Run", timeout: float) -> Verdict:
+    """The judge's exit status is the verdict: nothing untrusted ran in that process. The rest is for the reader."""
+    if judge.exit == 0 and not judge.killed:
+        return Verdict(True, "passed", False, judge.seconds)
+    timed_out = "time" in (judge.killed, function.killed)
+    reason = judge.last_line()
+    if timed_out:
+        reason = f"no answer within {timeout:g} seconds"
+    elif reason.startswith("Stopped"):
+        reason = f"the program stopped: {function.last_line()}"
+    return Verdict(False, reason, timed_out, judge.seconds)
 
 
 class Run:
@@ -273,7 +293,9 @@ class Run:
                     pass
             if not self.end:
                 raise SandboxError("The sandbox's warm parent died while a program ran.")
-            end = json.loads(self.end)
+            end = functools.reduce(dict.__or__, map(json.loads, self.end.splitlines()))
+            if "refused" in end:
+                raise SandboxError(f"The sandbox could not close its walls: {end['refused']}")
             self.exit, self.seconds, self.killed = end["exit"], end["seconds"], self.killed or end["killed"]
         return data
 
@@ -282,11 +304,12 @@ class Run:
 
     def explain(self) -> str:
         """The program's traceback, and what stopped it if it did not stop by itself."""
+        names = {number: number.name for number in signal.Signals}
         stopped = {
             "time": "stopped: out of time",
             "disk": "stopped: too many or too large files in its folder",
             "output": f"stopped: more than {MAX_OUTPUT} bytes of output",
-        }.get(self.killed, f"killed by {signal.Signals(-self.exit).name}" if self.exit < 0 else "")
+        }.get(self.killed, f"killed by {names.get(-self.exit, -self.exit)}" if self.exit < 0 else "")
         return (self.text(self.error) + stopped).strip()
 
     def last_line(self) -> str:

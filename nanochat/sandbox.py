@@ -129,7 +129,7 @@ def judge(request: dict) -> None:
                 kind, message = answer["error"]
             else:
                 return decode(answer["value"])
-        except (OSError, ValueError, TypeError, LookupError, RecursionError, AttributeError) as error:
+        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, MemoryError) as error:
             broken.append(error)
             raise Stopped("the program stopped, or answered with something that is no data") from None
         kind = getattr(builtins, str(kind), None)
@@ -268,7 +268,7 @@ class Parent:
 
     def become(self, descriptors: list[int], folder: str, seconds: float) -> None:
         """In the child: take the descriptors, close the walls, play the part. Does not return."""
-        status = 125
+        status, control = 1, descriptors[1]
         try:
             signal.set_wakeup_fd(-1)
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -282,8 +282,8 @@ class Parent:
             self.walls.close(folder, self.memory + request["memory"], seconds, keep=3 + len(channel))
             parts = {"program": run_program, "function": answer_calls, "judge": judge}
             status = play(parts[request["part"]], request)
-        except BaseException as problem:
-            os.write(2, f"{type(problem).__name__}: {problem}\n".encode(errors="replace"))
+        except BaseException as problem:  # before a line of the program ran: `control` is still open
+            os.write(control, json.dumps({"refused": f"{type(problem).__name__}: {problem}"}).encode() + b"\n")
         finally:
             os._exit(status)
 
@@ -313,7 +313,7 @@ class Parent:
             except KeyError:
                 pass
             try:
-                run.control.send(json.dumps(end).encode())
+                run.control.send(json.dumps(end).encode() + b"\n")
             except OSError:
                 pass
             run.control.close()

@@ -224,10 +224,10 @@ class Walls:
             drop_capabilities(self.libc)
         if self.abi:
             self._restrict_files(folder)
-        os.closerange(keep, 4096)
         limit_resources(memory, seconds)
         if self.filter:
             install_seccomp(self.libc, self.filter)
+        os.closerange(keep, 4096)
 
 
 def limit_resources(memory: int, seconds: float) -> None:
