@@ -28,6 +28,15 @@ class Overloaded(Exception):
 class EngineDown(Exception):
     """The engine is still loading, or its thread has ended."""
 
+    REASONS = {
+        "loading": "The model is still getting ready. Try again in a few seconds.",
+        "stopped": "The server is shutting down.",
+        "dead": "The engine has stopped; the server's log says why. Start the server again.",
+    }
+
+    def __init__(self, state: str):
+        super().__init__(self.REASONS.get(state, self.REASONS["dead"]))
+
 
 class EngineFault(Exception):
     """One answer failed inside the engine; the others go on."""
@@ -58,6 +67,7 @@ class Worker:
         self.capacity = self.slots + max_queue
         self.state = "loading"  # then "ready", and in the end "stopped" or "dead"
         self.finished: Callable[[Ticket, Completion], None] = lambda ticket, completion: None
+        self.on_ready: Callable[[], None] = lambda: None
         self._warm_up = warm_up
         self._followers: dict[Request, tuple[Ticket, int]] = {}
         self._seconds = 1.0  # how long answers took lately
@@ -89,7 +99,7 @@ class Worker:
         ticket = Ticket(loop)
         with self._lock:
             if not self.ready:
-                raise EngineDown(f"The engine is {self.state}.")
+                raise EngineDown(self.state)
             if len(self._followers) + len(prompts) > self.capacity:
                 raise Overloaded(len(self._followers), min(60, max(1, round(self._seconds))))
             try:
@@ -119,6 +129,7 @@ class Worker:
             if self._warm_up:
                 self.engine.generate([self._warm_up()], Sampling(max_tokens=2, temperature=0.0))
             self.state = "ready"
+            self.on_ready()
             while not self._stopping:
                 self._wake.clear()
                 if self.engine.has_work:
@@ -132,7 +143,7 @@ class Worker:
         with self._lock:
             left, self._followers = self._followers, {}
         for ticket, index in left.values():
-            self._post(ticket, [(index, EngineDown(f"The engine is {self.state}."))])
+            self._post(ticket, [(index, EngineDown(self.state))])
 
     def _hand_out(self, events: list[tuple[Request, Delta | Completion]]) -> None:
         batches: dict[Ticket, list] = {}

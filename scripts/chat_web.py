@@ -1,0 +1,127 @@
+"""Talk to the model in a browser, or through any OpenAI client.
+
+python -m scripts.chat_web
+python -m scripts.chat_web -i base --port=8001 --host=0.0.0.0 --api_key=SECRET
+"""
+
+import logging
+import socket
+from dataclasses import dataclass
+from typing import Annotated
+
+import tyro
+import uvicorn
+
+from nanochat import checkpoint_manager
+from nanochat.checkpoint_manager import Checkpoint
+from nanochat.common import compute_dtype, pick_device
+from nanochat.configurator import parse
+from nanochat.engine import Engine
+from nanochat.server import Settings, create_app
+from nanochat.wall import LOCAL_NAMES
+
+
+@dataclass(frozen=True)
+class Config:
+    """Talk to the model in a browser, or through any OpenAI client."""
+
+    source: Annotated[str, tyro.conf.arg(aliases=["-i"])] = "sft"
+    """stage of the model: base, mid, sft or rl"""
+    model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
+    """name of the model's folder; by default the newest"""
+    step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
+    """step of the checkpoint; by default the newest"""
+    device: str = "auto"
+    """auto, cuda, mps or cpu"""
+    host: str = "127.0.0.1"
+    """address to listen on; 0.0.0.0 serves the whole network, then set an --api_key"""
+    port: int = 8000
+    """port to listen on"""
+    api_key: str = ""
+    """clients must send this key; by default none is needed"""
+    cors_origin: tuple[str, ...] = ()
+    """other web sites whose pages may call the API, such as https://example.org"""
+    max_batch: int = 8
+    """answers that are written at the same time"""
+    max_queue: int = 32
+    """requests that may wait for a place; the next is told to come back later"""
+    temperature: float = 0.8
+    """default of requests that name none; 0 is greedy"""
+    top_k: int = 50
+    """default: choose among so many tokens; 0: all"""
+    top_p: float = 1.0
+    """default: choose among the likeliest tokens that share this probability"""
+    max_tokens: int = 1024
+    """default: tokens of an answer at most"""
+
+
+def main(cfg: Config) -> None:
+    listener = listen(cfg.host, cfg.port)  # before the model is loaded: a taken port is known at once
+    device = pick_device(cfg.device)
+    path = checkpoint_manager.find(cfg.source, cfg.model_tag, cfg.step)
+    print(f"Loading {path} ...", flush=True)
+    try:
+        checkpoint = checkpoint_manager.load(path=path, device=device, dtype=compute_dtype(device))
+        engine = Engine(checkpoint.model, checkpoint.tokenizer, max_batch=cfg.max_batch)
+    except ValueError as error:
+        raise SystemExit(str(error)) from error
+    settings = Settings(
+        model_name=f"nanochat-{checkpoint.tag}",
+        host=cfg.host,
+        api_key=cfg.api_key,
+        cors_origin=cfg.cors_origin,
+        max_queue=cfg.max_queue,
+        defaults={name: getattr(cfg, name) for name in ("temperature", "top_k", "top_p", "max_tokens")},
+        about=describe(checkpoint),
+    )
+    app = create_app(engine, checkpoint.tokenizer, settings)
+    app.state.worker.on_ready = lambda: print(greeting(cfg, settings, device.type), flush=True)
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
+    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=30)
+    try:
+        uvicorn.Server(config).run(sockets=[listener])
+    except KeyboardInterrupt:
+        print("Stopped.")
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket bound to the address. SystemExit if the port is taken or the address is none of this machine's."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except (OSError, OverflowError) as error:
+        raise SystemExit(
+            f"Cannot listen on {host} port {port}: {error}. Another --port, such as {port + 1}, may be free."
+        ) from error
+    return listener
+
+
+def describe(checkpoint: Checkpoint) -> dict[str, str]:
+    """What the page says of the model."""
+    count = sum(parameter.numel() for parameter in checkpoint.model.parameters())
+    parameters = f"{count / 1e9:.2f}B" if count >= 1e9 else f"{count / 1e6:.1f}M"
+    return {"parameters": f"{parameters} parameters", "stage": checkpoint.stage, "step": f"{checkpoint.state.step:,}"}
+
+
+def greeting(cfg: Config, settings: Settings, device: str) -> str:
+    shown = "localhost" if cfg.host in (*LOCAL_NAMES, "0.0.0.0", "::") else cfg.host
+    address = f"http://{shown}:{cfg.port}"
+    about = settings.about
+    lines = [
+        "",
+        f"  {settings.model_name}: {about['parameters']}, stage {about['stage']}, step {about['step']}, on {device}",
+        "",
+        f"  Chat   {address}",
+        f"  API    {address}/v1   (for OpenAI clients: base_url; the model is {settings.model_name!r})",
+        "",
+        "  Ctrl-C stops.",
+    ]
+    if cfg.host not in LOCAL_NAMES and not cfg.api_key:
+        lines.append(f"  Everyone who can reach {cfg.host} can use it: there is no --api_key.")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    main(parse(Config))

@@ -1,0 +1,676 @@
+"""The HTTP API: the official client against a real server process with a real (tiny) model, and everything that clients
+get wrong or do badly against a scripted engine."""
+
+import json
+import logging
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from html.parser import HTMLParser
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+from serving import ScriptedEngine, byte_tokenizer, free_port, say, serve, words
+
+from nanochat.engine import Completion, Engine, Sampling
+from nanochat.server import Settings, render_markdown
+
+HELLO = [{"role": "user", "content": "Hello"}]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A real model in a real process, asked by the official client
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tiny_tokenizer, tmp_path_factory):
+    """A folder with a tiny sft checkpoint, and the model in it."""
+    from nanochat import checkpoint_manager
+    from nanochat.gpt import GPT, GPTConfig
+    from nanochat.trainer import State
+
+    generator = torch.Generator().manual_seed(1)
+    config = GPTConfig(tiny_tokenizer.vocab_size, sequence_len=512, n_layer=2, n_head=4, n_kv_head=2, n_embd=32)
+    model = GPT(config).init_weights(generator)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    base = tmp_path_factory.mktemp("base")
+    folder = base / "checkpoints" / "sft" / "tiny"
+    checkpoint_manager.save(folder, model, tiny_tokenizer, stage="sft", state=State(), settings={})
+    return base, model.eval()
+
+
+def start_process(base: Path, *flags: str) -> tuple[subprocess.Popen, str]:
+    port = free_port()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "scripts.chat_web", f"--port={port}", "--device=cpu", "--max_batch=4", *flags],
+        env={**os.environ, "NANOCHAT_BASE_DIR": str(base), "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parent.parent,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    url = f"http://localhost:{port}"
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            if httpx.get(f"{url}/health", timeout=5).status_code == 200:
+                return process, url
+        except httpx.HTTPError:
+            pass
+        time.sleep(0.1)
+    process.kill()
+    raise AssertionError(f"chat_web did not start: {process.communicate()[0]}")
+
+
+@pytest.fixture(scope="module")
+def real(checkpoint):
+    process, url = start_process(checkpoint[0])
+    with process, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        yield client
+        process.terminate()
+
+
+def text_of(stream) -> str:
+    return "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+
+
+def test_the_model_is_listed(real):
+    (model,) = real.models.list().data
+    assert model.id == "nanochat-tiny" and model.object == "model"
+    assert real.models.retrieve("nanochat-tiny").id == model.id
+    with pytest.raises(openai.NotFoundError, match="nanochat-tiny"):
+        real.models.retrieve("gpt-4")
+
+
+def test_greedy_answers_are_those_of_the_engine(real, checkpoint, tiny_tokenizer):
+    prompt = tiny_tokenizer.render_for_completion({"messages": HELLO})
+    engine = Engine(checkpoint[1], tiny_tokenizer, max_batch=1)
+    (expected,) = engine.generate([prompt.tolist()], Sampling(max_tokens=40, temperature=0))
+    whole = real.chat.completions.create(model="nanochat-tiny", messages=HELLO, temperature=0, max_tokens=40)
+    assert whole.choices[0].message.content == expected.text
+    assert whole.choices[0].finish_reason == expected.finish_reason
+    assert whole.usage.prompt_tokens == len(prompt) and whole.usage.completion_tokens == len(expected.ids)
+    assert whole.usage.total_tokens == len(prompt) + len(expected.ids)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"temperature": 1.2, "seed": 7, "top_p": 0.9}])
+def test_a_stream_says_what_the_whole_answer_says(real, options):
+    ask = {"model": "nanochat-tiny", "messages": HELLO, "max_tokens": 60, "n": 3, **options}
+    whole = real.chat.completions.create(**ask)
+    texts, reasons, usage = {}, {}, None
+    for chunk in real.chat.completions.create(**ask, stream=True, stream_options={"include_usage": True}):
+        usage = chunk.usage or usage
+        for choice in chunk.choices:
+            texts[choice.index] = texts.get(choice.index, "") + (choice.delta.content or "")
+            reasons[choice.index] = choice.finish_reason or reasons.get(choice.index)
+    assert [choice.index for choice in whole.choices] == [0, 1, 2]
+    assert texts == {choice.index: choice.message.content for choice in whole.choices}
+    assert reasons == {choice.index: choice.finish_reason for choice in whole.choices}
+    assert (usage.prompt_tokens, usage.completion_tokens) == (whole.usage.prompt_tokens, whole.usage.completion_tokens)
+    assert (len(set(texts.values())) == 1) == (options["temperature"] == 0)
+
+
+def test_logprobs(real):
+    options = {"model": "nanochat-tiny", "messages": HELLO, "max_tokens": 20, "temperature": 0, "logprobs": True}
+    whole = real.chat.completions.create(**options, top_logprobs=3)
+    entries = whole.choices[0].logprobs.content
+    data = b"".join(bytes(entry.bytes) for entry in entries)
+    assert data.decode("utf-8", "replace").startswith(whole.choices[0].message.content[:10])
+    for entry in entries:
+        values = [top.logprob for top in entry.top_logprobs]
+        assert len(values) <= 3 and values == sorted(values, reverse=True) and entry.logprob <= 0
+        if len(values) == 3:
+            assert entry.logprob == values[0]  # greedy takes the likeliest
+    streamed = real.chat.completions.create(**options, top_logprobs=3, stream=True)
+    pieces = [entry for chunk in streamed if chunk.choices[0].logprobs for entry in chunk.choices[0].logprobs.content]
+    assert [entry.token for entry in pieces] == [entry.token for entry in entries]
+
+
+def test_stop_strings_bias_and_length(real, tiny_tokenizer):
+    (a,) = tiny_tokenizer.encode("a").tolist()
+    ask = {"model": "nanochat-tiny", "messages": HELLO, "temperature": 0, "logit_bias": {str(a): 100}}
+    cut = real.chat.completions.create(**ask, max_tokens=7).choices[0]
+    assert (cut.message.content, cut.finish_reason) == ("aaaaaaa", "length")
+    stopped = real.chat.completions.create(**ask, max_tokens=9, stop=["zz", "aaa"]).choices[0]
+    assert (stopped.message.content, stopped.finish_reason) == ("", "stop")
+    stream = real.chat.completions.create(**ask, max_completion_tokens=5, stream=True)
+    assert text_of(stream) == "aaaaa"
+
+
+def test_plain_completions(real, tiny_tokenizer):
+    ask = {"model": "nanochat-tiny", "max_tokens": 12, "temperature": 0}
+    whole = real.completions.create(**ask, prompt=["The sky", "The grass"], n=2, logprobs=2)
+    assert [choice.index for choice in whole.choices] == [0, 1, 2, 3]
+    assert whole.choices[0].text == whole.choices[1].text
+    count = sum(1 + len(tiny_tokenizer.encode(text)) for text in ("The sky", "The grass"))
+    assert whole.usage.prompt_tokens == count
+    logprobs = whole.choices[0].logprobs
+    assert (
+        len(logprobs.tokens) == len(logprobs.token_logprobs) == len(logprobs.text_offset) == len(logprobs.top_logprobs)
+    )
+    ids = [tiny_tokenizer.bos_id, *tiny_tokenizer.encode("The sky").tolist()]
+    stream = real.completions.create(**ask, prompt=ids, stream=True)
+    assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
+
+
+def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(real):
+    with pytest.raises(openai.BadRequestError, match="512") as error:
+        real.chat.completions.create(model="nanochat-tiny", messages=[{"role": "user", "content": "blue " * 600}])
+    assert error.value.code == "context_length_exceeded"
+
+
+def test_sigterm_lets_answers_finish(checkpoint):
+    process, url = start_process(checkpoint[0])
+    with process, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
+        ask = {"model": "nanochat-tiny", "messages": HELLO, "temperature": 0, "max_tokens": 300}
+        alone = client.chat.completions.create(**ask).choices[0].message.content
+        stream = client.chat.completions.create(**ask, stream=True)
+        first = next(stream).choices[0].delta.content or ""
+        process.send_signal(signal.SIGTERM)
+        assert first + text_of(stream) == alone
+        process.wait(timeout=30)
+        assert f"localhost:{url.rsplit(':', 1)[1]}" in process.stdout.read()
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"{url}/health")
+
+
+def test_no_model_yet_is_said_clearly(tmp_path):
+    command = [sys.executable, "-m", "scripts.chat_web", f"--port={free_port()}"]
+    root = Path(__file__).parent.parent
+    environment = {**os.environ, "NANOCHAT_BASE_DIR": str(tmp_path)}
+    result = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=root)
+    assert result.returncode == 1 and "quickstart.sh" in result.stderr and "Traceback" not in result.stderr
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A scripted engine: what clients get wrong
+
+
+def script(prompt: str):
+    return words("word " * 2000) if "long" in prompt else say("Hello", " there", ", friend 🙂.")
+
+
+@pytest.fixture(scope="module")
+def server():
+    tokenizer = byte_tokenizer()
+    with serve(ScriptedEngine(tokenizer, script, pace=0.001), tokenizer) as url:
+        with httpx.Client(base_url=url, timeout=20) as client:
+            yield client
+
+
+def chat(**fields) -> dict:
+    return {"messages": HELLO, **fields}
+
+
+BAD_CHATS = {
+    "no messages": ({}, "messages"),
+    "empty messages": (chat(messages=[]), "messages"),
+    "a role that is none": (chat(messages=[{"role": "wizard", "content": "x"}]), "role"),
+    "content that is a number": (chat(messages=[{"role": "user", "content": 5}]), "content"),
+    "a picture": (chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]), "content"),
+    "the assistant last": (chat(messages=[*HELLO, {"role": "assistant", "content": "x"}]), "last"),
+    "the assistant first": (chat(messages=[{"role": "assistant", "content": "x"}, *HELLO]), "begins with the user"),
+    "system text late": (chat(messages=[*HELLO, {"role": "system", "content": "x"}]), "before all other"),
+    "only system text": (chat(messages=[{"role": "system", "content": "x"}]), "last"),
+    "a tool part of the user": (
+        chat(messages=[{"role": "user", "content": [{"type": "python", "text": "1"}]}]),
+        "tool",
+    ),
+    "half a surrogate pair": ('{"messages": [{"role": "user", "content": "\\ud800"}]}', "surrogate"),
+    "temperature": (chat(temperature=3), "temperature"),
+    "temperature not a number": ('{"messages": [{"role": "user", "content": "x"}], "temperature": NaN}', "temperature"),
+    "temperature infinite": ('{"messages": [{"role": "user", "content": "x"}], "temperature": 1e999}', "temperature"),
+    "top_p": (chat(top_p=0), "top_p"),
+    "max_tokens": (chat(max_tokens=0), "max_tokens"),
+    "n": (chat(n=10**6), "n"),
+    "n beyond the queue": (chat(n=100), "lower n"),
+    "top_logprobs alone": (chat(top_logprobs=3), "logprobs"),
+    "too many top_logprobs": (chat(logprobs=True, top_logprobs=21), "top_logprobs"),
+    "logit_bias of no token": (chat(logit_bias={"99999": 1}), "265"),
+    "logit_bias of a word": (chat(logit_bias={"hello": 1}), "hello"),
+    "logit_bias too strong": (chat(logit_bias={"5": 101}), "100"),
+    "an empty stop": (chat(stop=""), "stop"),
+    "too many stops": (chat(stop=["x"] * 17), "stop"),
+    "tools": (chat(tools=[{"type": "function"}]), "calculator"),
+    "a schema": (chat(response_format={"type": "json_schema"}), "text"),
+    "a penalty that we lack": (chat(frequency_penalty=1), "repetition_penalty"),
+    "no JSON": ("{", "JSON"),
+    "a list": ("[]", "body"),
+    "a deep nest": ("[" * 100_000, "body"),
+    "a number of 5,000 digits": ('{"seed": ' + "9" * 5000 + "}", ""),
+    "nothing": ("", ""),
+}
+
+
+@pytest.mark.parametrize("name", BAD_CHATS)
+def test_bad_requests_are_told_what_is_wrong(server, name):
+    body, hint = BAD_CHATS[name]
+    content = body if isinstance(body, str) else json.dumps(body)
+    response = server.post("/v1/chat/completions", content=content, headers={"Content-Type": "application/json"})
+    error = response.json()["error"]
+    assert (
+        response.status_code == 400
+        and error["type"] == "invalid_request_error"
+        and set(error) == {"message", "type", "param", "code"}
+    )
+    assert hint.lower() in error["message"].lower()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{}, {"prompt": []}, {"prompt": [[]]}, {"prompt": [999]}, {"prompt": [-1]}, {"prompt": {}}]
+    + [{"prompt": "x", **more} for more in ({"echo": True}, {"best_of": 3}, {"suffix": "y"}, {"logprobs": 6})],
+)
+def test_bad_plain_completions(server, body):
+    response = server.post("/v1/completions", json=body)
+    assert response.status_code == 400 and response.json()["error"]["message"]
+
+
+def test_other_refusals(server):
+    assert server.post("/v1/chat/completions", json=chat(model="gpt-4")).json()["error"]["code"] == "model_not_found"
+    assert server.post("/v1/chat/completions", content=b"{" + b" " * 2**21 + b"}").status_code == 413
+    big = iter([b" " * 2**20] * 3)  # chunked: nobody said how long it would be
+    assert (
+        server.post("/v1/chat/completions", content=big, headers={"Content-Type": "application/json"}).status_code
+        == 413
+    )
+    assert server.get("/v1/chat/completions").status_code == 405
+    assert server.get("/v1/nothing").json()["error"]["message"]
+    assert server.get("/ui/../server.py").status_code == 404
+    assert server.get("/ui/%2e%2e/server.py").status_code == 404
+    plain = server.post("/v1/chat/completions", content=json.dumps(chat()), headers={"Content-Type": "text/plain"})
+    assert plain.status_code == 400  # what another web site's form could send is not understood
+    assert server.post("/v1/tokenize", json={}).status_code == 400
+    assert server.post("/ui/render", json={"texts": ["x" * 200_001]}).status_code == 400
+
+
+ODD = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=20)
+    | st.sampled_from(["user", "text", "none", "auto"]),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=10), inner, max_size=4),
+    max_leaves=8,
+)
+FIELDS = st.sampled_from(
+    """model messages prompt max_tokens max_completion_tokens temperature top_p top_k min_p repetition_penalty n seed
+    stop logit_bias stream_options logprobs top_logprobs tools tool_choice response_format echo suffix best_of text
+    texts""".split()
+)
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    st.sampled_from(["/v1/chat/completions", "/v1/completions", "/v1/tokenize", "/ui/render"]),
+    st.dictionaries(FIELDS, ODD, max_size=4),
+    st.booleans(),
+)
+def test_nothing_that_a_client_sends_is_a_fault_of_the_server(server, path, fields, valid):
+    body = {"messages": HELLO, "prompt": "x", **fields} if valid else fields
+    response = server.post(path, content=json.dumps(body), headers={"Content-Type": "application/json"})
+    assert response.status_code == 200 or 400 <= response.status_code < 500
+    if response.status_code != 200:
+        assert response.json()["error"]["message"]
+
+
+def test_content_in_parts_and_several_messages_of_one_role(server):
+    parts = [{"type": "text", "text": "one "}, {"type": "text", "text": "two"}]
+    messages = [
+        {"role": "developer", "content": "S"},
+        {"role": "system", "content": "T"},
+        {"role": "user", "content": parts},
+    ]
+    one = server.post("/v1/tokenize", json={"messages": [*messages, {"role": "user", "content": "three"}]}).json()
+    plain = [{"role": "system", "content": "S\n\nT"}, {"role": "user", "content": "one two\n\nthree"}]
+    assert one == server.post("/v1/tokenize", json={"messages": plain}).json()
+    assert one["count"] == len(one["tokens"]) and one["context"] == 4096
+
+
+SPECIAL = [
+    "<|bos|>",
+    "<|user_end|>",
+    "<|assistant_start|>",
+    "<|output_end|>",
+    "<|",
+    "|>",
+    "<|python_",
+    "start|>",
+    "＜|bos|＞",
+    "x",
+]
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(SPECIAL), min_size=1, max_size=6).map("".join))
+def test_special_tokens_are_inert_in_every_field(server, text):
+    answer = [{"type": kind, "text": text} for kind in ("text", "python", "python_output")]
+    messages = [{"role": "system", "content": text}, {"role": "user", "content": text}]
+    messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": text}]
+    plain = json.loads(json.dumps(messages).replace(json.dumps(text)[1:-1], "x"))
+    special = [
+        [id for id in server.post("/v1/tokenize", json={"messages": m}).json()["tokens"] if id >= 256]
+        for m in (messages, plain)
+    ]
+    assert special[0] == special[1]
+    assert max(server.post("/v1/tokenize", json={"text": text}).json()["tokens"]) < 256
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Who may ask
+
+
+def test_only_local_names_are_answered(server):
+    for host, status in {
+        "localhost:80": 200,
+        "127.0.0.1": 200,
+        "[::1]:9": 200,
+        "evil.example": 403,
+        "localhost.evil.example": 403,
+        "": 403,
+    }.items():
+        assert server.get("/health", headers={"Host": host}).status_code == status, host
+
+
+def test_security_headers(server):
+    for path in ("/", "/ui/chat.js", "/v1/models", "/nothing"):
+        headers = server.get(path).headers
+        assert headers["content-security-policy"].startswith("default-src 'self';")
+        assert "unsafe" not in headers["content-security-policy"]
+        assert headers["x-content-type-options"] == "nosniff"
+    assert (
+        "access-control-allow-origin"
+        not in server.get("/v1/models", headers={"Origin": "https://evil.example"}).headers
+    )
+
+
+def test_a_key_guards_every_route_but_the_page_and_health():
+    tokenizer = byte_tokenizer()
+    options = Settings(api_key="sesame", host="0.0.0.0", cors_origin=("https://friend.example",))
+    with serve(ScriptedEngine(tokenizer, script), tokenizer, options) as url, httpx.Client(base_url=url) as client:
+        routes = [
+            (method, path)
+            for path, methods in client.get("/openapi.json", headers={"Authorization": "Bearer sesame"})
+            .json()["paths"]
+            .items()
+            for method in methods
+        ]
+        assert len(routes) >= 7
+        for method, path in [*routes, ("post", "/ui/render"), ("get", "/openapi.json"), ("get", "/nothing")]:
+            wanted = 200 if path == "/health" else 401
+            for headers in (
+                {},
+                {"Authorization": "Bearer sesam"},
+                {"Authorization": "sesame"},
+                {"Authorization": "Bearer é"},
+            ):
+                encoded = {name: value.encode("latin-1") for name, value in headers.items()}
+                assert client.request(method, path, headers=encoded).status_code == wanted, path
+        assert client.get("/").status_code == client.get("/ui/chat.js").status_code == 200
+        assert client.get("/health", headers={"Host": "anything.example"}).status_code == 200
+        key = {"Authorization": "Bearer sesame"}
+        assert client.post("/v1/chat/completions", json=chat(), headers=key).status_code == 200
+        allowed = client.get("/v1/models", headers={**key, "Origin": "https://friend.example"}).headers
+        assert allowed["access-control-allow-origin"] == "https://friend.example"
+        assert "access-control-allow-credentials" not in allowed
+        assert (
+            "access-control-allow-origin"
+            not in client.get("/v1/models", headers={**key, "Origin": "https://evil.example"}).headers
+        )
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Who leaves, who is slow, who is too many, and what breaks
+
+
+def metrics(client) -> dict[str, float]:
+    families = text_string_to_metric_families(client.get("/metrics").text)
+    return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
+
+
+def wait_until(condition, seconds: float = 5.0) -> float:
+    start = time.monotonic()
+    while not condition():
+        assert time.monotonic() - start < seconds, "it did not happen in time"
+        time.sleep(0.02)
+    return time.monotonic() - start
+
+
+def slow_server(slots: int = 2, max_queue: int = 2, **options):
+    tokenizer = byte_tokenizer()
+    return serve(
+        ScriptedEngine(tokenizer, script, slots=slots, pace=0.01), tokenizer, Settings(max_queue=max_queue, **options)
+    )
+
+
+def raw_post(url: str, body: dict, receive_buffer: int | None = None) -> socket.socket:
+    """A connection that has asked, and from which nobody has read yet."""
+    connection = socket.socket()
+    if receive_buffer:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+    connection.connect(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+    data = json.dumps(body).encode()
+    head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
+    connection.sendall(f"{head}\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
+    return connection
+
+
+LONG = {"messages": [{"role": "user", "content": "long"}], "max_tokens": 2000}
+
+
+@pytest.mark.parametrize("stream", [True, False])
+def test_a_client_that_leaves_frees_its_slot_also_in_the_queue(stream):
+    with slow_server() as url, httpx.Client(base_url=url) as client:
+        leavers = [raw_post(url, {**LONG, "stream": stream}) for _ in range(4)]  # two in slots, two in the queue
+        wait_until(lambda: (now := metrics(client))["nanochat_running"] == 2 and now["nanochat_waiting"] == 2)
+        for leaver in leavers[2:]:
+            leaver.close()
+        assert wait_until(lambda: metrics(client)["nanochat_waiting"] == 0, 1.5) < 1.5
+        for leaver in leavers[:2]:
+            leaver.close()
+        assert wait_until(lambda: metrics(client)["nanochat_running"] == 0, 1.5) < 1.5
+        assert client.post("/v1/chat/completions", json=chat()).status_code == 200
+
+
+def test_over_capacity_is_told_to_come_back():
+    with slow_server(slots=1, max_queue=1) as url, httpx.Client(base_url=url, timeout=30) as client:
+        with client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True, "n": 2}) as busy:
+            next(busy.iter_lines())
+            refused = client.post("/v1/chat/completions", json=chat())
+            assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
+            assert refused.json()["error"]["code"] == "overloaded"
+        wait_until(lambda: client.post("/v1/chat/completions", json=chat()).status_code == 200)
+
+
+def test_a_reader_that_stops_slows_nobody_and_is_cut_off():
+    with slow_server(patience=1.0) as url, httpx.Client(base_url=url, timeout=30) as client:
+        frozen = raw_post(url, {**LONG, "stream": True}, receive_buffer=4096)
+        wait_until(lambda: metrics(client)["nanochat_running"] == 1)
+        for _ in range(5):
+            assert (
+                client.post("/v1/chat/completions", json=chat())
+                .json()["choices"][0]["message"]["content"]
+                .startswith("Hello")
+            )
+        frozen.close()
+        wait_until(lambda: metrics(client)["nanochat_running"] == 0)
+        slow = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+        slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
+        slow.settimeout(10)
+        slow.recv(65536)  # the server answers or hangs up instead of waiting for ever
+        slow.close()
+
+
+class BrokenEngine(ScriptedEngine):
+    """Dies whole on "die", fails one answer on "fail"."""
+
+    def step(self):
+        events = super().step()
+        if any("die" in request.text for request in self.running):
+            raise RuntimeError("the graphics card fell out")
+        for place, (request, event) in enumerate(events):
+            if "fail" in request.text and not isinstance(event, Completion):
+                self.running.remove(request)
+                events[place] = (
+                    request,
+                    Completion([], [], "", [], "error", None, len(request.prompt), 0, "a secret path"),
+                )
+        return events
+
+
+def test_a_fault_of_one_answer_is_its_own_and_a_dead_engine_says_so(caplog):
+    tokenizer = byte_tokenizer()
+    ask = lambda text, **more: {"messages": [{"role": "user", "content": text}], **more}  # noqa: E731
+    with (
+        serve(BrokenEngine(tokenizer, script, pace=0.005), tokenizer) as url,
+        httpx.Client(base_url=url, timeout=20) as client,
+    ):
+        with client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as other:
+            lines = other.iter_lines()
+            next(lines)
+            failed = client.post("/v1/chat/completions", json=ask("fail"))
+            assert failed.status_code == 500 and "secret" not in failed.text
+            streamed = client.post("/v1/chat/completions", json=ask("fail", stream=True))
+            assert streamed.status_code == 200 and '"error"' in streamed.text and "[DONE]" not in streamed.text
+            assert client.get("/health").status_code == 200
+            died = client.post("/v1/chat/completions", json=ask("die"))
+            assert died.status_code == 503 and died.json()["error"]["code"] == "engine_down"
+            last = [line for line in lines if line][-1]
+            assert json.loads(last.removeprefix("data: "))["error"]["type"] == "server_error"
+        assert client.get("/health").status_code == 503
+        assert client.get("/health").json() == {"status": "dead"}
+        assert client.post("/v1/chat/completions", json=chat()).status_code == 503
+        assert metrics(client)["nanochat_up"] == 0
+    assert "graphics card" in caplog.text
+
+
+def test_health_is_503_until_the_engine_is_warm():
+    class Slow(ScriptedEngine):
+        def generate(self, prompts, sampling):
+            warm.wait(10)
+
+    from starlette.testclient import TestClient
+
+    from nanochat.server import create_app
+
+    warm, tokenizer = threading.Event(), byte_tokenizer()
+    app = create_app(Slow(tokenizer, script), tokenizer, Settings(host="testserver"))
+    with TestClient(app) as client:
+        assert client.get("/health").status_code == 503
+        assert client.post("/v1/chat/completions", json=chat()).status_code == 503
+        warm.set()
+        wait_until(lambda: client.get("/health").status_code == 200)
+
+
+def test_metrics_count_and_the_log_keeps_prompts_to_itself(caplog):
+    tokenizer = byte_tokenizer()
+    with (
+        caplog.at_level(logging.DEBUG, logger="nanochat"),
+        serve(ScriptedEngine(tokenizer, script), tokenizer) as url,
+        httpx.Client(base_url=url) as client,
+    ):
+        for text in ("my secret diary", "forged\r\nline \x1b[31m"):
+            assert (
+                client.post("/v1/chat/completions", json=chat(messages=[{"role": "user", "content": text}])).status_code
+                == 200
+            )
+        assert client.post("/v1/chat/completions", json=chat(seed="my secret diary")).status_code == 400
+        now = metrics(client)
+        assert (
+            now["nanochat_up"] == 1
+            and now["nanochat_answer_seconds_count"] == 2
+            and now["nanochat_first_token_seconds_count"] == 2
+        )
+        assert now["nanochat_running"] == now["nanochat_waiting"] == 0 and now["nanochat_slots"] == 4
+        assert now["nanochat_generated_tokens_total"] == 6
+        assert 'nanochat_responses_total{status="400"} 1.0' in client.get("/metrics").text
+    ours = "\n".join(record.getMessage() for record in caplog.records if record.name.startswith("nanochat"))
+    assert "secret diary" not in ours and "forged" not in ours
+
+
+def test_many_streams_at_once_all_say_the_same(server):
+    texts = []
+
+    def read():
+        with httpx.Client(base_url=server.base_url, timeout=60) as client:
+            with client.stream(
+                "POST", "/v1/chat/completions", json={**LONG, "stream": True, "max_tokens": 50}
+            ) as response:
+                events = [json.loads(line[6:]) for line in response.iter_lines() if line.startswith("data: {")]
+        texts.append("".join(event["choices"][0]["delta"].get("content", "") for event in events))
+
+    threads = [threading.Thread(target=read) for _ in range(24)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert texts == ["word " * 50] * 24
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Markdown
+
+ATTACKS = Path(__file__).with_name("attacks.txt").read_text(encoding="utf-8").split("\n%%\n")
+
+
+class Tags(HTMLParser):
+    def __init__(self, html: str):
+        super().__init__()
+        self.found: list[tuple[str, dict]] = []
+        self.feed(html)
+
+    def handle_starttag(self, tag, attributes):
+        self.found.append((tag, dict(attributes)))
+
+
+@pytest.mark.parametrize("text", ATTACKS)
+def test_nothing_that_a_model_writes_can_act_on_the_page(text):
+    for tag, attributes in Tags(render_markdown(text)).found:
+        assert tag not in {
+            "script",
+            "style",
+            "img",
+            "svg",
+            "math",
+            "iframe",
+            "form",
+            "input",
+            "button",
+            "base",
+            "meta",
+            "link",
+            "video",
+        }
+        assert set(attributes) <= {"href", "title", "target", "rel", "class", "start", "data-language"}
+        if "href" in attributes:
+            assert re.match(r"(https?://|mailto:|[^:]*$)", attributes["href"], re.I)
+            assert attributes["rel"] == "noopener noreferrer nofollow" and attributes["target"] == "_blank"
+
+
+def test_markdown_keeps_what_is_good():
+    html = render_markdown(
+        "# Title\n\n1. *one*\n\n|a|b|\n|-|-:|\n|1|2|\n\n```python\nx = 1 < 2\n```\n\n`a <b>` ~~no~~ [l](https://example.org)"
+    )
+    for piece in (
+        "<h1>Title</h1>",
+        "<em>one</em>",
+        '<td class="right">2</td>',
+        "<code>a &lt;b&gt;</code>",
+        "<s>no</s>",
+        'href="https://example.org"',
+    ):
+        assert piece in html
+    assert 'data-language="python"' in html and 'class="c-mi"' in html
