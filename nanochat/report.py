@@ -13,9 +13,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from nanochat.common import base_dir, git_commit, read_json, write_bytes, write_json
+from nanochat.common import base_dir, git_commit, read_json, write_bytes
 from nanochat.configurator import parse
-from nanochat.report_card import compose
+from nanochat.report_card import code_size, compose
 from nanochat.report_page import Text, to_html, to_markdown
 from nanochat.report_section import Section
 
@@ -30,8 +30,8 @@ def report_dir() -> Path:
 def write_section(name: str, section: dict) -> None:
     """Keep what a script has to say, in place of what it said before. Values that JSON lacks become text."""
     assert re.fullmatch(r"[a-z0-9_]+", name), name
-    plain = json.loads(json.dumps({**section, "written": time.time()}, default=str))
-    write_json(report_dir() / f"{name}.json", plain)
+    text = json.dumps({**section, "written": time.time()}, default=str, indent=1)  # ASCII: any text that a model wrote
+    write_bytes(report_dir() / f"{name}.json", text.encode("ascii"))
 
 
 def read_sections() -> dict[str, dict]:
@@ -79,7 +79,7 @@ def generate(hourly_price: float | None = None) -> tuple[Path, Path]:
     facts += [f"commit {commit}"] if (commit := machine.get("commit") or git_commit()) else []
     facts.append(time.strftime("%Y-%m-%d %H:%M", time.localtime(written)))
     title, subtitle = "nanochat report card", " · ".join(str(fact) for fact in facts if fact)
-    blocks = compose(sections, hourly_price, _started())
+    blocks = compose(sections, hourly_price, _started()) + code_size()
     pages = {
         "report.md": to_markdown(title, [Text(subtitle), *blocks]),
         "report.html": to_html(title, subtitle, blocks),

@@ -46,7 +46,7 @@ def compose(sections: list[Section], hourly_price: float | None = None, started:
     blocks += [Heading("Time and cost"), *_costs(sections, hourly_price), Heading("Stages")]
     for section in sections:
         blocks += _details(section, samples=section is not spoken)
-    return [*blocks, Heading("Code"), *_code()]
+    return blocks
 
 
 def _tiles(sections: list[Section], hourly_price: float | None, started: float | None) -> Tiles:
@@ -202,7 +202,7 @@ def _money(dollars: float) -> str:
     return "<$0.01" if 0 < dollars < 0.01 else f"${dollars:,.2f}"
 
 
-def _code() -> list:
+def code_size() -> list:
     """How much there is to read: the size of the packages that this report comes from."""
     try:
         encode = Tokenizer.load(base_dir() / "tokenizer" / "tokenizer.json").encode
@@ -226,4 +226,4 @@ def _code() -> list:
     except importlib.metadata.PackageNotFoundError:
         dependencies = "nanochat is not installed, so its dependencies are not known."
     table = Table(["", "Files", "Lines", "Characters", "Tokens"], rows, total=True)
-    return [table, Text(f"Tokens are {by}. {dependencies}")]
+    return [Heading("Code"), table, Text(f"Tokens are {by}. {dependencies}")]
