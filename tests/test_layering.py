@@ -1,0 +1,220 @@
+"""The shape of the house: who may import whom, silence at import, small files, and what may never be in them."""
+
+import ast
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("nanochat", "tasks", "scripts")
+SOURCES = sorted(path for package in PACKAGES for path in (ROOT / package).glob("**/*.py"))
+MODULES = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in SOURCES if path.stem != "__init__"]
+SCRIPTS = [name for name in MODULES if name.startswith("scripts.")]
+TEXTS = (".py", ".sh", ".md", ".toml", ".txt", ".js", ".css", ".html", ".json", ".yml", "")
+MAX_LINES = 450
+
+# Only these run code that they are given as text; all others stay far from eval and exec.
+MAY_EXECUTE = {"nanochat/sandbox.py", "nanochat/execution.py"}
+
+
+def layers() -> dict[str, int]:
+    """Module -> number of its line in the list of dev/ARCHITECTURE.md; `tasks` and `scripts` stand for all in them."""
+    page = (ROOT / "dev" / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    block = page.split("## Layers", 1)[1].split("\n\n")[1]
+    return {name.strip(): number for number, line in enumerate(block.splitlines()) for name in line.split(",")}
+
+
+def imports(path: Path) -> set[str]:
+    """The modules of ours that a file imports anywhere in it, as dotted names."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: imports are written in full here, not relative"
+            found |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name for name in found if name in MODULES}
+
+
+def layer_of(module: str, order: dict[str, int]) -> int:
+    package, _, name = module.partition(".")
+    key = name if package == "nanochat" else package
+    assert key in order, f"{module} stands in no layer: put it into the list in dev/ARCHITECTURE.md"
+    return order[key]
+
+
+def tracked() -> list[Path]:
+    """The text files of the repository: what git tracks, or everything if this is not a checkout."""
+    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if listed.returncode == 0:
+        paths = [ROOT / name for name in listed.stdout.split("\0") if name]
+    else:
+        paths = [path for path in ROOT.glob("**/*") if not any(part.startswith(".") for part in path.parts)]
+    return [path for path in paths if path.is_file() and path.suffix in TEXTS]
+
+
+def test_imports_point_down_the_list():
+    order = layers()
+    for module, path in zip(MODULES, [path for path in SOURCES if path.stem != "__init__"]):
+        for other in imports(path):
+            assert layer_of(other, order) <= layer_of(module, order), f"{module} imports {other}, which is above it"
+
+
+def test_scripts_do_not_import_scripts():
+    for path in (ROOT / "scripts").glob("*.py"):
+        assert not [name for name in imports(path) if name.startswith("scripts.")], path
+
+
+def test_there_is_no_circle_of_imports():
+    """Modules of one layer may use each other, but never in a circle."""
+    graph = {name: imports(path) for name, path in zip(MODULES, [p for p in SOURCES if p.stem != "__init__"])}
+    done: set[str] = set()
+
+    def visit(name: str, above: tuple[str, ...]) -> None:
+        assert name not in above, " -> ".join([*above, name])
+        if name not in done:
+            for other in graph[name]:
+                visit(other, (*above, name))
+            done.add(name)
+
+    for name in graph:
+        visit(name, ())
+
+
+def test_files_are_small_enough_to_be_read():
+    long = {str(p.relative_to(ROOT)): n for p in SOURCES if (n := len(p.read_text().splitlines())) > MAX_LINES}
+    assert not long
+
+
+def test_every_module_says_what_it_is():
+    for path in SOURCES:
+        if path.stem != "__init__":
+            assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
+
+
+# One process imports all modules one after another and tells what each of them did beside that.
+WATCH = """
+import contextlib, importlib, io, json, os, sys, threading
+report = {}
+import numba, numpy, torch, tyro  # what these do at import is theirs
+for module in sys.argv[1:]:
+    out, threads = io.StringIO(), threading.active_count()
+    argv, sys.argv = sys.argv, ["program", "--no-such-flag"]
+    environment = dict(os.environ)
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
+        imported = importlib.import_module(module)
+    sys.argv = argv
+    did = []
+    if out.getvalue():
+        did.append("printed " + repr(out.getvalue()))
+    if os.listdir("."):
+        did.append("made " + repr(os.listdir(".")))
+    if threading.active_count() > threads:
+        did.append("started a thread")
+    if dict(os.environ) != environment:
+        did.append("changed the environment")
+    did += [f"compiled {name}" for name, value in vars(imported).items() if getattr(value, "signatures", None)]
+    if did:
+        report[module] = did
+print(json.dumps(report))
+"""
+
+
+def test_importing_does_nothing(tmp_path):
+    home = tmp_path / "home"
+    home.mkdir()
+    env = {**os.environ, "HOME": str(home), "NANOCHAT_BASE_DIR": str(home / "base"), "PYTHONPATH": str(ROOT)}
+    env |= {"MPLCONFIGDIR": str(tmp_path / "matplotlib"), "NUMBA_CACHE_DIR": str(tmp_path / "numba")}
+    command = [sys.executable, "-W", "error", "-c", WATCH, *MODULES]
+    done = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "{}\n" and done.stderr == ""
+    assert not list(home.iterdir()) and not list((tmp_path / "numba").glob("*"))
+
+
+# Importing torch anew for every script would take most of a minute, so one process has it and forks.
+HELP = """
+import os, runpy, sys
+import torch, nanochat.configurator
+for script in sys.argv[1:]:
+    child = os.fork()
+    if child == 0:
+        sys.argv = [script, "--help"]
+        runpy.run_module(script, run_name="__main__", alter_sys=True)
+        os._exit(9)  # --help must exit by itself
+    status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    sys.stdout.flush()
+    print(f"\\x00{script} {status}", flush=True)
+"""
+
+
+def test_every_script_explains_itself(tmp_path):
+    command = [sys.executable, "-c", HELP, *SCRIPTS]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    parts = re.split(r"\x00(\S+) (-?\d+)\n", done.stdout)
+    texts = dict(zip(parts[1::3], zip(parts[0::3], parts[2::3])))
+    for script in SCRIPTS:
+        text, status = texts[script]
+        assert status == "0", f"{script} --help exited with {status}: {text}"
+        assert "--help" in text, f"{script} --help says nothing: {text!r}"
+
+
+@pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_no_pickle_and_no_execution_of_text(path):
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            names = [alias.name for alias in node.names] + [getattr(node, "module", None) or ""]
+            bad = {"pickle", "cPickle", "dill", "cloudpickle", "marshal", "shelve", "joblib"}
+            assert not bad & {name.split(".")[0] for name in names}, f"{path}:{node.lineno} imports {names}"
+        if isinstance(node, ast.Call):
+            where = f"{path}:{node.lineno}"
+            called = ast.unparse(node.func)
+            assert called not in ("torch.load", "torch.save", "os.system"), f"{where} calls {called}"
+            if called in ("eval", "exec", "compile", "__import__", "builtins.eval", "builtins.exec"):
+                assert str(path.relative_to(ROOT)) in MAY_EXECUTE, f"{where} calls {called}"
+            for keyword in node.keywords:
+                shell = keyword.arg == "shell" and getattr(keyword.value, "value", True)
+                assert not shell, f"{where} starts a shell"
+                assert not (keyword.arg == "allow_pickle" and keyword.value.value), f"{where} allows pickle"
+
+
+# Written in pieces, so that this file does not find itself.
+FORBIDDEN = {
+    "a path of one machine": r"(?<![\w.~$}])/(work|home/\w+|Users/\w+|mnt|data\d)" + r"/\w",
+    "the host of a package registry": r"files\.python"
+    + r"hosted\.org|pypi\."
+    + r"org/simple|registry\."
+    + r"npmjs|/opt/"
+    + "pypi",
+    "a private key": "BEGIN [A-Z ]*PRIVATE" + " KEY",
+    "an access token": r"\b(hf_|gh[pousr]_|sk-|AKIA)[A-Za-z0-9]{20,}",
+    "a merge that was not finished": r"^(<{7}|>{7})" + " ",
+}
+
+
+def test_no_file_names_this_machine_a_registry_or_a_secret():
+    found = []
+    for path in tracked():
+        text = path.read_text(encoding="utf-8", errors="replace")
+        for what, pattern in FORBIDDEN.items():
+            for match in re.finditer(pattern, text, re.M):
+                line = text.count("\n", 0, match.start()) + 1
+                found.append(f"{path.relative_to(ROOT)}:{line} has {what}: {match.group()!r}")
+    assert not found, "\n".join(found)
+
+
+def test_the_checks_above_can_fail(tmp_path):
+    bad = tmp_path / "bad.py"
+    bad.write_text("import pickle\n")
+    with pytest.raises(AssertionError, match="pickle"):
+        test_no_pickle_and_no_execution_of_text(bad)
+    assert re.search(FORBIDDEN["a path of one machine"], "open('/" + "home/me/x')")
+    bad.write_text("from nanochat import engine\nimport scripts.base_train\n")
+    assert imports(bad) == {"nanochat.engine", "scripts.base_train"}
+    order = layers()
+    assert layer_of("nanochat.engine", order) > layer_of("nanochat.gpt", order) > layer_of("nanochat.common", order)
