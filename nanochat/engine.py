@@ -157,6 +157,11 @@ class Engine:
                 f"max_batch={max_batch} must be at least 1, and max_context={self.max_context} from 2 to the "
                 f"{config.sequence_len} tokens that the model was built for."
             )
+        if config.vocab_size != tokenizer.vocab_size:
+            raise ValueError(
+                f"The model has {config.vocab_size} tokens and the tokenizer {tokenizer.vocab_size}: they do not "
+                "belong together. Use the tokenizer that lies in the model's checkpoint."
+            )
         self.source, self.tokenizer, self.max_batch = model, tokenizer, max_batch
         self.device = next(model.parameters()).device
         self.chunk = 64 if self.device.type == "cpu" else 256
@@ -411,15 +416,23 @@ class Engine:
         if self.max_batch == 1:
             return [1]
         counts = [n for n in ROW_COUNTS if n < 2 * self.max_batch] or [ROW_COUNTS[0]]
-        cache = KVCache(self.model.config, counts[-1], ROUND, self.device, self.model.compute_dtype)
-        logits = {}
-        for count in counts:
-            for token in range(2):  # the second attends to the first
-                rows = Rows(cache, 0, [token] * count, [token - 1] * count, count, ROUND)
-                idx = torch.full((count, 1), token, device=self.device)
-                logits[count] = self.model(idx, cache=rows, at=torch.zeros_like(idx[:, 0]))
-        reference = logits[min(16, counts[-1])][0]
-        return [count for count in counts if (logits[count] == reference).all()] or [counts[-1]]
+        most = counts[-1]
+        generator = torch.Generator(self.device).manual_seed(0)
+        random = {"generator": generator, "device": self.device}
+        cache = KVCache(self.model.config, most, ROUND, self.device, self.model.compute_dtype)
+        cache.keys.normal_(generator=generator), cache.values.normal_(generator=generator)
+        ids, prev = torch.randint(self.model.config.vocab_size, (2, most, 1), **random)
+        at = torch.zeros(most, dtype=torch.int64, device=self.device)
+
+        def try_count(count):
+            pos = list(range(ROUND - most, ROUND))
+            parts = [slice(first, first + count) for first in range(0, most, count)]
+            rows = [Rows(cache, p.start, pos[p], prev[p, 0].tolist(), count, ROUND) for p in parts]
+            return torch.cat([self.model(ids[p], cache=r, at=at[p]) for p, r in zip(parts, rows)])
+
+        logits = {count: try_count(count) for count in counts}
+        reference = logits[min(16, most)]
+        return [count for count in counts if torch.equal(logits[count], reference)]
 
     # -- For callers without a thread of their own
 

@@ -84,6 +84,12 @@ norm = _Norm.apply
 relu_squared = _ReluSquared.apply
 
 
+def sigmoid(x: torch.Tensor) -> torch.Tensor:
+    """By tanh: on a CPU torch.sigmoid's last bits depend on how many numbers there are, and an answer must not depend
+    on how many rows are computed with it."""
+    return 0.5 * torch.tanh(0.5 * x) + 0.5
+
+
 def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Turn each pair (x[i], x[i + D/2]) by its angle. x (B, T, H, D); cos, sin (B or 1, T, 1, D/2). RoFormer, 2021."""
     a, b = x.chunk(2, dim=-1)
@@ -126,7 +132,7 @@ class Attention(nn.Module):
         qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=2)
         q, k = rotate(norm(qk), *rotary).split((self.n_head, self.n_kv_head), dim=2)
         if self.value_gate is not None:
-            gate = 3 * torch.sigmoid(self.value_gate(x[..., :GATE_CHANNELS]))
+            gate = 3 * sigmoid(self.value_gate(x[..., :GATE_CHANNELS]))
             v = v + gate[..., None] * value_embedding.view(B, T, self.n_kv_head, self.head_dim)
         mask = None
         if cache is not None:
@@ -240,7 +246,7 @@ class GPT(nn.Module):
         ids = torch.cat((first[:, None], idx), dim=1)
         x = norm(self.embedding(ids.clamp(min=0)).to(self.compute_dtype)) * (ids >= 0)[..., None]
         previous, x = x[:, :-1], x[:, 1:]
-        gate = self.smear_scale.to(x.dtype) * torch.sigmoid(self.smear_gate(x[..., : 2 * GATE_CHANNELS]))
+        gate = self.smear_scale.to(x.dtype) * sigmoid(self.smear_gate(x[..., : 2 * GATE_CHANNELS]))
         x = x0 = x + gate * previous
 
         for layer, block in enumerate(self.blocks):
