@@ -9,7 +9,7 @@ const RENDER_EVERY = 120; // ms between two renderings of an answer that is stil
 const $ = (id) => document.getElementById(id);
 
 let chats = store.loadChats();
-let chat = store.newChat();
+let chat = chats.find((one) => `#${one.id}` === location.hash) ?? store.newChat();
 let settings = store.loadSettings();
 let defaults = { temperature: 0.8, top_p: 1, top_k: 50, max_tokens: 512 };
 let writing = null; // {chat, node, controller} of the answer in progress
@@ -37,6 +37,7 @@ function draw() {
   for (const node of path) if (node.role === "assistant") drawAnswer(node);
   $("title").textContent = store.titleOf(chat);
   document.title = path.length ? `${store.titleOf(chat)} · nanochat` : "nanochat";
+  history.replaceState(null, "", path.length ? `#${chat.id}` : location.pathname); // a reload comes back to this chat
   drawList();
   drawSend();
 }
