@@ -58,11 +58,14 @@ def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file whole: a crash leaves the old content or the new, never half."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(temporary, "wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with open(temporary, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)  # a full disk leaves no litter
 
 
 def write_json(path: Path, value) -> None:
@@ -74,7 +77,7 @@ def read_json(path: Path):
     """The value in a JSON file. ValueError naming the file if it is not JSON."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a valid JSON file ({error}).") from error
 
 
@@ -116,7 +119,7 @@ class Dist:
         if self.device.type == "cpu":  # gloo has no reduce_scatter in every version
             return self.all_reduce(tensor).chunk(self.world_size)[self.rank]
         shard = tensor.new_empty(len(tensor) // self.world_size, *tensor.shape[1:])
-        dist.reduce_scatter_tensor(shard, tensor.contiguous())
+        _new_or_old("reduce_scatter_single", "reduce_scatter_tensor")(shard, tensor.contiguous())
         return shard
 
     def all_gather(self, shard: torch.Tensor) -> torch.Tensor:
@@ -124,7 +127,7 @@ class Dist:
         if self.world_size == 1:
             return shard
         whole = shard.new_empty(self.world_size * len(shard), *shard.shape[1:])
-        dist.all_gather_into_tensor(whole, shard.contiguous())
+        _new_or_old("all_gather_single", "all_gather_into_tensor")(whole, shard.contiguous())
         return whole
 
     def gather_objects(self, value) -> list:
@@ -145,11 +148,19 @@ class Dist:
             print(*args, **kwargs, flush=True)
 
 
+def _new_or_old(new: str, old: str):
+    """torch 2.13 renamed collectives, and warns at the old names."""
+    return getattr(dist, new, None) or getattr(dist, old)
+
+
 def pick_device(name: str = "auto") -> torch.device:
     """`auto` is CUDA, then Apple's GPU, then the CPU. SystemExit if a device is asked for that is not here."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise SystemExit(f"--device={name} is none that torch knows. Use auto, cuda, mps or cpu.") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise SystemExit("--device=cuda, but torch sees no CUDA GPU here. Use --device=auto, or install a CUDA build.")
     if device.type == "mps" and not torch.backends.mps.is_available():

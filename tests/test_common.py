@@ -1,0 +1,179 @@
+"""Files, ranks, progress and metrics: what every module stands on."""
+
+import json
+import os
+import resource
+import socket
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from nanochat import common
+from nanochat.common import Dist, MetricsLog, Progress
+
+CPU = torch.device("cpu")
+
+
+def test_base_dir_follows_the_environment(base_dir, monkeypatch, tmp_path):
+    assert common.base_dir() == base_dir and base_dir.is_dir()
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", "~/elsewhere")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert common.base_dir() == tmp_path / "elsewhere"
+    monkeypatch.delenv("NANOCHAT_BASE_DIR")
+    assert common.base_dir() == tmp_path / ".cache" / "nanochat"
+
+
+def test_files_are_replaced_whole_or_not_at_all(tmp_path):
+    path = tmp_path / "deep" / "file.json"
+    common.write_json(path, {"text": "größer 🙂", "n": [1, None]})
+    assert common.read_json(path) == {"text": "größer 🙂", "n": [1, None]}
+    old = path.read_bytes()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, hard))  # as good as a full disk
+    try:
+        with pytest.raises(OSError):
+            common.write_bytes(path, b"x" * 5000)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert path.read_bytes() == old and os.listdir(path.parent) == ["file.json"]
+
+
+@pytest.mark.parametrize("data", [b"", b"{", b"\xff\xfe", b"[1,]", b"[" * 10**5])
+def test_read_json_names_the_file(tmp_path, data):
+    (tmp_path / "bad.json").write_bytes(data)
+    with pytest.raises(ValueError, match="bad.json is not a valid JSON file"):
+        common.read_json(tmp_path / "bad.json")
+
+
+def test_pick_device():
+    assert common.pick_device("cpu") == CPU
+    assert common.pick_device("auto").type in ("cpu", "cuda", "mps")
+    if not torch.cuda.is_available():
+        with pytest.raises(SystemExit, match="no CUDA GPU"):
+            common.pick_device("cuda")
+    with pytest.raises(SystemExit, match="--device=gpu"):
+        common.pick_device("gpu")
+
+
+def test_facts_of_the_machine_are_json():
+    machine = common.describe_machine(CPU)
+    assert json.loads(json.dumps(machine)) == machine
+    assert machine["cores"] == os.cpu_count() and machine["torch"] == torch.__version__
+    assert common.peak_flops(CPU) is None and common.peak_memory(CPU) > 50 * 2**20
+    assert common.compute_dtype(CPU) == torch.float32
+
+
+def test_more_specific_names_of_gpus_come_first():
+    names = list(common.PEAK_FLOPS)
+    for place, name in enumerate(names):
+        assert not [early for early in names[:place] if early in name], f"{name} would be taken for another"
+
+
+@pytest.mark.parametrize(
+    "seconds, text", [(0, "0:00"), (65.2, "1:05"), (59.9, "1:00"), (3600, "1:00:00"), (3700, "1:01:40"), (-3, "0:00")]
+)
+def test_format_seconds(seconds, text):
+    assert common.format_seconds(seconds) == text
+
+
+def test_alone_the_collectives_do_nothing():
+    with common.setup("cpu") as dist:
+        assert dist == Dist() and dist.is_main
+        tensor = torch.arange(4.0)
+        for same in (
+            dist.all_reduce(tensor),
+            dist.broadcast(tensor),
+            dist.reduce_scatter(tensor),
+            dist.all_gather(tensor),
+        ):
+            assert same is tensor
+        assert dist.gather_objects({"a": 1}) == [{"a": 1}]
+        dist.barrier()
+
+
+RANK = """
+import torch
+from nanochat.common import Progress, setup
+with setup("cpu") as dist:
+    mine = torch.full((4,), dist.rank + 1.0)
+    assert dist.all_reduce(mine.clone()).tolist() == [3.0] * 4
+    assert dist.all_reduce(mine.clone(), "max").tolist() == [2.0] * 4
+    assert dist.all_reduce(mine.clone(), "min").tolist() == [1.0] * 4
+    assert dist.broadcast(mine.clone(), source=1).tolist() == [2.0] * 4
+    assert dist.reduce_scatter(torch.arange(4.0)).tolist() == [[0, 2], [4, 6]][dist.rank]
+    assert dist.all_gather(mine[:2]).tolist() == [1, 1, 2, 2]
+    assert dist.gather_objects({"rank": dist.rank}) == [{"rank": 0}, {"rank": 1}]
+    dist.barrier()
+    dist.print("from", dist.rank)
+    Progress("work", 1, dist=dist).update(1)
+assert not torch.distributed.is_initialized()
+"""
+
+
+def test_two_ranks_do_together_what_one_does_alone():
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks = []
+    for rank in range(2):
+        env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        command = [sys.executable, "-c", RANK]
+        ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
+    for rank, process in enumerate(ranks):
+        out, error = process.communicate(timeout=120)
+        assert process.returncode == 0, error
+        assert out == ("from 0\n" if rank == 0 else "")
+        assert ("work" in error) == (rank == 0)  # the others are silent
+
+
+def test_progress_in_a_log_file_is_rare_and_says_the_end(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
+    progress = Progress("pretraining", 100, "step", every=10)
+    for step in range(1, 101):
+        now[0] += 1
+        progress.update(step, loss=f"{10 / step:.2f}", bits_per_byte="1.5")
+    progress.message("saved")
+    *lines, message = capsys.readouterr().err.splitlines()
+    assert len(lines) == 11 and message == "saved"  # at once, every ten seconds, and at the end
+    assert "11/100 step" in lines[1] and "loss 0.91  bits per byte 1.5" in lines[1] and "1:29 left" in lines[1]
+    assert "100/100" in lines[-1] and "1:40 taken" in lines[-1]
+
+
+def test_progress_of_a_resumed_run_counts_only_its_own_steps(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
+    progress = Progress("pretraining", 100, done=50)
+    progress.update(50)
+    now[0] = 20.0
+    progress.update(60)  # 10 steps in 20 s, so 40 steps take 80 s
+    assert "1:20 left" in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_progress_of_nothing(capsys):
+    Progress("downloading", 0).update(0)
+    assert "0/0" in capsys.readouterr().err
+
+
+def test_metrics_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path):
+    path = tmp_path / "log.jsonl"
+    assert MetricsLog.read(path) == []
+    log = MetricsLog(path)
+    for step in range(1, 6):
+        log.log(step, loss=1 / step)
+    whole = path.read_bytes()
+
+    path.write_bytes(whole[:-7])  # killed while it wrote
+    assert [row["step"] for row in MetricsLog.read(path)] == [1, 2, 3, 4]
+    log = MetricsLog(path, step=3)
+    for step in (4, 5):
+        log.log(step, loss=1 / step)
+    assert path.read_bytes() == whole
+
+    MetricsLog(path, dist=Dist(rank=1, world_size=2)).log(9, loss=0.0)
+    assert path.read_bytes() == whole  # only the main rank writes
+    MetricsLog(path)
+    assert path.read_bytes() == b""  # a run that starts anew
