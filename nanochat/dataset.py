@@ -213,6 +213,10 @@ def fetch_published(name: str, n: int, workers: int = 8, **options) -> dict:
         write_json(folder / "manifest.json", manifest)
         try:
             failed = download_all(jobs, workers, stage=name, check=_check_shard, **options)
+            for split in wanted:
+                here = [path for path in (folder / split / shard for shard in wanted[split]) if path.exists()]
+                manifest[split]["documents"] = sum(pq.read_metadata(path).num_rows for path in here)
+            write_json(folder / "manifest.json", manifest)
         except KeyboardInterrupt:
             raise SystemExit("Stopped. What has arrived is kept: the same command goes on from there.") from None
     if failed:
@@ -323,9 +327,7 @@ def describe(manifest: dict) -> dict[str, str]:
     for split in ("train", "val"):
         part = manifest[split]
         metrics[f"{split} shards"] = f"{len(part['shards']):,}"
-        if "documents" in part:
-            metrics[f"{split} documents"] = f"{part['documents']:,}"
-            metrics[f"{split} characters"] = f"{part['characters']:,}"
+        metrics |= {f"{split} {what}": f"{part[what]:,}" for what in ("documents", "characters") if what in part}
     if "lengths" in manifest:
         metrics["duplicates left out"] = f"{manifest['duplicates']:,}"
         metrics["characters a document"] = ", ".join(f"{name} {value:,}" for name, value in manifest["lengths"].items())

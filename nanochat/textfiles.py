@@ -77,7 +77,7 @@ class Intake:
                         if text := text.strip():
                             count += 1
                             yield key or text, text
-                        if count % 100 == 0 and not raw.closed:
+                        if count % 10 == 0 and not raw.closed:
                             done = min(self.bytes_done + raw.tell(), self.bytes - 1)
                             progress.update(done / 1e6, documents=f"{count:,}")
                 if count == before:

@@ -11,7 +11,7 @@ import sys
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat import corpus, dataset, textfiles
@@ -191,6 +191,7 @@ def test_a_huge_file_streams(tmp_path, monkeypatch):
     assert "".join(pieces).replace("\n", "") == text.replace("\n", "")
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(["a\n", "\n", "  \n", "long " * 5 + "\n", "end"]), max_size=60), st.integers(1, 40))
 def test_pieces_joined_are_the_text(lines, size):
     pieces = list(textfiles.split_text(lines, size))
@@ -198,6 +199,7 @@ def test_pieces_joined_are_the_text(lines, size):
     assert all(len(piece) <= 2 * size + 26 for piece in pieces)
 
 
+@settings(deadline=None, max_examples=50)
 @given(st.lists(st.text(min_size=1, alphabet=st.characters(exclude_categories=())), max_size=30))
 def test_any_text_survives_the_shards(tmp_path_factory, documents):
     folder = tmp_path_factory.mktemp("corpus")
