@@ -8,7 +8,6 @@ makes of two smaller ids. To encode a chunk, merge its leftmost pair of smallest
 """
 
 import functools
-import heapq
 import os
 import sys
 import threading
@@ -34,16 +33,17 @@ PATTERN = (
 
 bytes_in = types.Array(types.uint8, 1, "C", readonly=True)
 u8, u64, i32, i64 = types.uint8[::1], types.uint64[::1], types.int32[::1], types.int64[::1]
+i32_2d, i64_2d = types.int32[:, ::1], types.int64[:, ::1]
 
 
-inlined = numba.njit(forceinline=True)  # a call that is not inlined counts references to its arrays, which is slow
+inlined = numba.njit(forceinline=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # a call that is not inlined counts references to its arrays, which is slow
 
 
 class Kernel:
     """A function that numba compiles for one signature, when it is first called."""
 
-    def __init__(self, function: Callable, signature: tuple):
-        self.dispatcher = numba.njit(cache=True, nogil=True)(function)
+    def __init__(self, function: Callable, signature: tuple, nrt: bool):
+        self.dispatcher = numba.njit(cache=True, nogil=True, _nrt=nrt)(function)
         self.signature, self.ready = signature, False
 
     def __call__(self, *args):
@@ -54,14 +54,15 @@ class Kernel:
             timer.start()
             try:
                 self.dispatcher.compile(self.signature)
+                self.dispatcher.disable_compile()  # other types are a mistake
             finally:
                 timer.cancel()
             self.ready = True
         return self.dispatcher(*args)
 
 
-def kernel(*signature) -> Callable[[Callable], Kernel]:
-    return lambda function: Kernel(function, signature)
+def kernel(*signature, nrt: bool = False) -> Callable[[Callable], Kernel]:
+    return lambda function: Kernel(function, signature, nrt)
 
 
 @intrinsic
@@ -82,7 +83,7 @@ PADDING = bytes(8)  # so that load8 may read past the last byte of text
 # ---------------------------------------------------------------------------------------------------------------------
 # The splitter
 
-OTHER, LETTER, NUMBER, SPACE, NEWLINE = 0, 1, 2, 3, 4
+OTHER, LETTER, NUMBER, SPACE, NEWLINE = np.arange(5, dtype=np.uint8)
 
 # Assigned after Unicode 13, the version of Python 3.10: so that every Python cuts text by Unicode 16, as tiktoken does.
 NEW_LETTERS = """870-887 889-88E 8B5 8C8-8C9 C5D CDD 170D 171F 1B4C 1C89-1C8A 2C2F 2C5F 9FFD-9FFF A7C0-A7C1 A7CB-A7CD
@@ -128,16 +129,16 @@ def read_char(data, i, end, classes):
     elif 0xF0 <= first < 0xF5:
         width, code, least = 4, first & 0x07, 0x10000
     else:
-        return np.uint8(OTHER), 1
+        return OTHER, 1
     if i + width > end:
-        return np.uint8(OTHER), 1
+        return OTHER, 1
     for k in range(1, width):
         byte = data[i + k]
         if byte & 0xC0 != 0x80:
-            return np.uint8(OTHER), 1
+            return OTHER, 1
         code = code << 6 | byte & 0x3F
     if code < least or code > 0x10FFFF or 0xD800 <= code < 0xE000:
-        return np.uint8(OTHER), 1
+        return OTHER, 1
     return classes[code], width
 
 
@@ -186,7 +187,7 @@ def next_chunk(data, i, end, classes):
                 after += width
         return after
     if kind != NEWLINE:
-        following, width = (read_char(data, after, end, classes)) if after < end else (np.uint8(NEWLINE), 0)
+        following, width = (read_char(data, after, end, classes)) if after < end else (NEWLINE, 0)
         if following == LETTER:
             return skip(data, after + width, end, classes, LETTER)
         if kind == OTHER or (data[i] == ord(" ") and following == OTHER):
@@ -205,9 +206,9 @@ def next_chunk(data, i, end, classes):
     return last if stop < end and last > i else stop
 
 
-@kernel(bytes_in, types.int64, types.Array(types.uint8, 1, "C", readonly=True), i64)
+@kernel(bytes_in, types.int64, bytes_in, i64)
 def split_kernel(data, end, classes, stops):
-    i, n = 0, 0
+    i, n = np.int64(0), np.int64(0)  # not literals, for which numba would compile next_chunk once more
     while i < end:
         i = next_chunk(data, i, end, classes)
         stops[n] = i
@@ -220,6 +221,39 @@ def split(data: bytes) -> list[bytes]:
     stops = np.zeros(len(data) + 1, np.int64)
     n = split_kernel(np.frombuffer(data + PADDING, np.uint8), len(data), char_classes(), stops[1:])
     return [data[i:j] for i, j in zip(stops[:n].tolist(), stops[1 : n + 1].tolist())]
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# A heap of rows (a, b, c), the smallest (a, b) on top
+
+
+@inlined
+def heap_push(heap, n, a, b, c):
+    """Add a row to the n that are there; there must be room."""
+    while n > 0:
+        parent = (n - 1) >> 1
+        if heap[parent, 0] < a or (heap[parent, 0] == a and heap[parent, 1] <= b):
+            break
+        heap[n, 0], heap[n, 1], heap[n, 2] = heap[parent, 0], heap[parent, 1], heap[parent, 2]
+        n = parent
+    heap[n, 0], heap[n, 1], heap[n, 2] = a, b, c
+
+
+@inlined
+def heap_pop(heap, n):
+    """Take the top away; n rows are left."""
+    a, b, k, child = heap[n, 0], heap[n, 1], 0, 1
+    while child < n:
+        other = child + 1
+        if other < n and (
+            heap[other, 0] < heap[child, 0] or (heap[other, 0] == heap[child, 0] and heap[other, 1] < heap[child, 1])
+        ):
+            child = other
+        if a < heap[child, 0] or (a == heap[child, 0] and b <= heap[child, 1]):
+            break
+        heap[k, 0], heap[k, 1], heap[k, 2] = heap[child, 0], heap[child, 1], heap[child, 2]
+        k, child = child, 2 * child + 1
+    heap[k, 0], heap[k, 1], heap[k, 2] = a, b, heap[n, 2]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -303,7 +337,7 @@ def find_or_add(table, data, i, j):
 # Training, first half: count the chunks
 
 
-@kernel(bytes_in, i64, types.Array(types.uint8, 1, "C", readonly=True), chunks_type, i64)
+@kernel(bytes_in, i64, bytes_in, chunks_type, i64)
 def count_kernel(data, bounds, classes, table, at):
     """Count the chunks of documents data[bounds[d] : bounds[d + 1]], from document at[0] and byte at[1] on.
 
@@ -369,11 +403,12 @@ class ChunkCounter:
         for array in (table.slots, table.values, table.size):
             array.fill(0)
 
-    def finish(self) -> Chunks:
-        """All counts. Call it once, after the last `add`."""
+    def finish(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """(starts, text, counts): chunk e is text[starts[e] : starts[e + 1]]. Call it once, after the last `add`."""
         while self.tables:
             self.pour(self.tables.pop())
-        return self.total
+        n = len(self.total)
+        return self.total.starts[: n + 1], self.total.text, self.total.values[:n]
 
 
 def join(documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
@@ -387,148 +422,178 @@ def join(documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
 # Training, second half: merge
 
 
-@inlined
-def grown(array, size):
-    """The array itself if it has `size` elements, else a copy with at least twice as many as it had."""
-    if size <= len(array):
+class Merging(NamedTuple):
+    """Where learning the merges stands. Every pair of neighbours has a number s; a pair of bytes has s = left << 8 | right.
+
+    All places of a pair arise at once, in the step that makes the newer of its two tokens. So they are stored once, in
+    one stretch of `places`, and a place that meanwhile holds another pair is skipped. And a pair's weight can only
+    fall later: when a pair comes up in the heap with an old weight, it goes back in with its new one."""
+
+    symbols: np.ndarray  # (bytes,) int32: the token whose first or last byte this is; -1 between chunks
+    word: np.ndarray  # (bytes,) int32: the chunk that this byte belongs to
+    pair_at: np.ndarray  # (bytes,) int32: the pair whose left token starts here, or -1
+    counts: np.ndarray  # (chunks,) int64
+    pairs: np.ndarray  # (s,) int64: left << 32 | right
+    weights: np.ndarray  # (s,) int64: how often the pair occurs in the text now
+    first: np.ndarray  # (s + 1,) int64: the places of pair s are places[first[s] : first[s + 1]]
+    filled: np.ndarray  # (s,) int64: where the next place of pair s goes
+    heap: np.ndarray  # (s, 3) int64: -weight, pair, s
+    places: np.ndarray  # (any,) int32: bytes where a pair started when it arose
+    seen: np.ndarray  # (any,) int32: the same for all pairs of the present step, not sorted yet
+    on_left: np.ndarray  # (vocabulary,) int32: the newest pair with this token on its left
+    on_right: np.ndarray  # (vocabulary,) int32: the newest pair with this token on its right
+    width: np.ndarray  # (vocabulary,) int32: bytes of each token
+    merges: np.ndarray  # (n_merges, 2) int32
+    sizes: np.ndarray  # (4,) int64: merges; pairs; rows in the heap; pairs before this step
+
+    def with_room(self) -> "Merging":
+        """The same, with arrays long enough for the next merge at least."""
+        n_merges, n_pairs, _ = self.sizes[:3].tolist()
+        s = self.heap[0, 2]
+        n_places = 2 * int(self.first[s + 1] - self.first[s])
+        n_pairs += min(n_places, 2 * (257 + n_merges)) + 1
+        needs = dict.fromkeys(("pairs", "weights", "first", "filled", "heap"), n_pairs)
+        needs |= {"seen": n_places, "places": int(self.first[self.sizes[1]]) + n_places}
+        return self._replace(**{name: lengthened(getattr(self, name), need) for name, need in needs.items()})
+
+
+def lengthened(array: np.ndarray, need: int) -> np.ndarray:
+    """The array, or a copy that is longer by half at least if it has less than `need` rows."""
+    if len(array) >= need:
         return array
-    bigger = np.empty(max(size, 2 * len(array)), array.dtype)
-    bigger[: len(array)] = array
-    return bigger
+    longer = np.empty((max(need, len(array) * 3 // 2), *array.shape[1:]), array.dtype)
+    longer[: len(array)] = array
+    return longer
 
 
-@inlined
-def lay_out(starts, text, symbols, word):
-    """Put the chunks one after another with a gap of one before, between and after, where the symbol is -1."""
-    symbols[0], at = -1, 1
+merging_type = types.NamedTuple(
+    (i32, i32, i32, i64, i64, i64, i64, i64, i64_2d, i32, i32, i32, i32, i32, i32_2d, i64), Merging
+)
+
+
+@kernel(i64, u8, merging_type)
+def lay_out_kernel(starts, text, m):
+    """Put the chunks one after another with a gap of one around each, and list the pairs of bytes."""
+    at = 0
+    m.symbols[0] = -1
     for e in range(len(starts) - 1):
         for k in range(starts[e], starts[e + 1]):
-            symbols[at] = text[k]
-            word[at] = e
             at += 1
-        symbols[at] = -1
+            m.symbols[at], m.word[at] = text[k], e
         at += 1
+        m.symbols[at] = -1
+    for p in range(len(m.symbols) - 1):
+        a, b = np.int64(m.symbols[p]), np.int64(m.symbols[p + 1])
+        m.pair_at[p] = -1
+        if a >= 0 and b >= 0:
+            m.pair_at[p] = s = a << 8 | b
+            m.weights[s] += m.counts[m.word[p]]
+            m.filled[s] += 1
+    for s in range(65536):
+        m.first[s + 1] = m.first[s] + m.filled[s]
+        m.filled[s] = m.first[s]
+        m.pairs[s] = s >> 8 << 32 | s & 255
+        if m.weights[s] > 0:
+            heap_push(m.heap, m.sizes[2], -m.weights[s], m.pairs[s], s)
+            m.sizes[2] += 1
+    m.sizes[1] = 65536
+    for p in range(len(m.symbols) - 1):
+        s = m.pair_at[p]
+        if s >= 0:
+            m.places[m.filled[s]] = p
+            m.filled[s] += 1
 
 
 @inlined
-def first_pairs(symbols, word, counts, pair_at):
-    """Number the pairs of bytes that occur; returns their (left << 32 | right), weights and numbers of places."""
-    number = np.full(65536, -1, np.int32)
-    pairs, weights, places = np.empty(65536, np.int64), np.zeros(65536, np.int64), np.zeros(65536, np.int64)
-    n = 0
-    for p in range(len(symbols) - 1):
-        a, b = np.int64(symbols[p]), np.int64(symbols[p + 1])
-        pair_at[p] = -1
-        if a >= 0 and b >= 0:
-            s = number[a << 8 | b]
-            if s < 0:
-                s = number[a << 8 | b] = n
-                pairs[n] = a << 32 | b
-                n += 1
-            pair_at[p] = s
-            weights[s] += counts[word[p]]
-            places[s] += 1
-    return pairs, weights, places, n
+def meet(m, newest, other, pair, place, count):
+    """At `place` starts the new pair of the new token and `other`; numbers the pair if this is its first place."""
+    s = np.int64(newest[other])
+    if s < m.sizes[3]:  # of an earlier step
+        newest[other] = s = m.sizes[1]
+        m.pairs[s], m.weights[s], m.filled[s] = pair, 0, 0
+        m.sizes[1] += 1
+    m.weights[s] += count
+    m.pair_at[place] = s
 
 
-@kernel(i64, u8, i64, types.int64, i64)
-def merge_kernel(starts, text, counts, n_merges, progress):
-    """Learn merges from chunks and their counts; returns (n, 2) int32. progress[0] is the number learned so far;
-    once progress[1] is not 0 it gives up.
-
-    Every pair of neighbours has a number; pair_at[p] is the number of the pair whose left token starts at byte p. All
-    places of a pair arise at once, in the step that makes the newer of its two tokens, so they are stored once, in one
-    stretch of `places`, and a place that meanwhile holds another pair is skipped. A pair's count can only fall later:
-    when a pair comes up in the heap with an old count, it goes back in with its new one.
-    symbols[p] is right at the first and the last byte of each token, which is enough to find both neighbours."""
-    size = starts[-1] + len(starts)
-    symbols, word, pair_at = np.empty(size, np.int32), np.empty(size, np.int32), np.empty(size, np.int32)
-    lay_out(starts, text, symbols, word)
-    pairs, weights, lengths, n_pairs = first_pairs(symbols, word, counts, pair_at)
-    first = np.empty(len(pairs) + 1, np.int64)  # the places of pair s are places[first[s] : first[s + 1]]
-    first[0] = 0
-    for s in range(n_pairs):
-        first[s + 1] = first[s] + lengths[s]
-        lengths[s] = first[s]
-    places = np.empty(first[n_pairs], np.int32)
-    for p in range(size - 1):
-        s = pair_at[p]
-        if s >= 0:
-            places[lengths[s]] = p
-            lengths[s] += 1
-    heap = [(-weights[s], pairs[s], s) for s in range(n_pairs)]
-    heapq.heapify(heap)
-
-    merges = np.empty((n_merges, 2), np.int32)
-    width = np.ones(256 + n_merges, np.int32)  # bytes of each token
-    with_left, with_right = np.full(256 + n_merges, -1, np.int32), np.full(256 + n_merges, -1, np.int32)
-    seen_pair, seen_place = np.empty(1024, np.int32), np.empty(1024, np.int32)
-    n = 0
-    while n < n_merges and len(heap) > 0 and progress[1] == 0:
-        weight, pair, s = heapq.heappop(heap)
-        if -weight != weights[s]:
-            if weights[s] > 0:
-                heapq.heappush(heap, (-weights[s], pair, s))
+@kernel(merging_type, types.int64)
+def merge_kernel(m, until):
+    """Learn merges until there are `until`, or no pair is left, or an array is too short for the next."""
+    while m.sizes[0] < until and m.sizes[2] > 0:
+        weight, pair, s = -m.heap[0, 0], m.heap[0, 1], m.heap[0, 2]
+        start, stop = m.first[s], m.first[s + 1]
+        n_seen, n_pairs, new = 0, m.sizes[1], 256 + m.sizes[0]
+        most = 2 * (stop - start)
+        if weight == m.weights[s] and (
+            most > len(m.seen) or m.first[n_pairs] + most > len(m.places) or n_pairs + min(most, 2 * new + 2) >= len(m.pairs)
+        ):
+            return
+        m.sizes[2] -= 1
+        heap_pop(m.heap, m.sizes[2])
+        if weight != m.weights[s]:
+            if m.weights[s] > 0:
+                heap_push(m.heap, m.sizes[2], -m.weights[s], pair, s)
+                m.sizes[2] += 1
             continue
-        a, b, new = pair >> 32, pair & 0xFFFFFFFF, 256 + n
-        merges[n, 0], merges[n, 1] = a, b
-        width[new] = width[a] + width[b]
-        n += 1
-        progress[0] = n
-        old_pairs, n_seen = n_pairs, 0
-        most = n_pairs + 2 * (256 + n)
-        pairs, weights, lengths, first = (
-            grown(pairs, most),
-            grown(weights, most),
-            grown(lengths, most),
-            grown(first, most + 1),
-        )
-        for k in range(first[s], first[s + 1]):
-            p = np.int64(places[k])
-            if pair_at[p] != s:
+        a, b = pair >> 32, pair & 0xFFFFFFFF
+        m.merges[m.sizes[0], 0], m.merges[m.sizes[0], 1] = a, b
+        m.width[new] = m.width[a] + m.width[b]
+        m.sizes[0] += 1
+        m.sizes[3] = n_pairs
+        for k in range(start, stop):
+            p = np.int64(m.places[k])
+            if m.pair_at[p] != s:
                 continue
-            count, middle, after = counts[word[p]], p + width[a], p + width[new]
-            x, y = symbols[p - 1], symbols[after]
-            weights[pair_at[middle]] -= count if y >= 0 else 0
-            pair_at[p] = pair_at[middle] = -1
-            symbols[p] = symbols[after - 1] = new
-            seen_pair, seen_place = grown(seen_pair, n_seen + 2), grown(seen_place, n_seen + 2)
+            count, middle, after = m.counts[m.word[p]], p + m.width[a], p + m.width[new]
+            x, y = np.int64(m.symbols[p - 1]), np.int64(m.symbols[after])
+            if y >= 0:
+                m.weights[m.pair_at[middle]] -= count
+            m.pair_at[p] = m.pair_at[middle] = -1
+            m.symbols[p] = m.symbols[after - 1] = new
             if x >= 0:
-                before = p - width[x]
-                weights[pair_at[before]] -= count
-                t = with_left[x]
-                if t < old_pairs:
-                    t = with_left[x] = n_pairs
-                    pairs[t], weights[t], lengths[t] = np.int64(x) << 32 | new, 0, 0
-                    n_pairs += 1
-                weights[t] += count
-                lengths[t] += 1
-                pair_at[before] = t
-                seen_pair[n_seen], seen_place[n_seen] = t, before
+                before = p - m.width[x]
+                m.weights[m.pair_at[before]] -= count
+                meet(m, m.on_left, x, x << 32 | new, before, count)
+                m.seen[n_seen] = before
                 n_seen += 1
             if y >= 0:
-                t = with_right[y]
-                if t < old_pairs:
-                    t = with_right[y] = n_pairs
-                    pairs[t], weights[t], lengths[t] = new << 32 | np.int64(y), 0, 0
-                    n_pairs += 1
-                weights[t] += count
-                lengths[t] += 1
-                pair_at[p] = t
-                seen_pair[n_seen], seen_place[n_seen] = t, p
+                meet(m, m.on_right, y, new << 32 | y, p, count)
+                m.seen[n_seen] = p
                 n_seen += 1
-        weights[s] = 0
-        for t in range(old_pairs, n_pairs):
-            first[t + 1] = first[t] + lengths[t]
-            lengths[t] = first[t]
-            if weights[t] > 0:
-                heapq.heappush(heap, (-weights[t], pairs[t], t))
-        places = grown(places, first[n_pairs])
+        m.weights[s] = 0
         for k in range(n_seen):
-            t = seen_pair[k]
-            places[lengths[t]] = seen_place[k]
-            lengths[t] += 1
-    return merges[:n]
+            m.filled[m.pair_at[m.seen[k]]] += 1
+        for t in range(n_pairs, m.sizes[1]):
+            m.first[t + 1] = m.first[t] + m.filled[t]
+            m.filled[t] = m.first[t]
+            if m.weights[t] > 0:
+                heap_push(m.heap, m.sizes[2], -m.weights[t], m.pairs[t], t)
+                m.sizes[2] += 1
+        for k in range(n_seen):
+            t = m.pair_at[m.seen[k]]
+            m.places[m.filled[t]] = m.seen[k]
+            m.filled[t] += 1
+
+
+def learn(
+    starts: np.ndarray, text: np.ndarray, counts: np.ndarray, n_merges: int, report: Callable[[int], None]
+) -> np.ndarray:
+    """(n, 2) int32 merges from chunks text[starts[e] : starts[e + 1]] that came counts[e] times. See `train`."""
+    n_bytes, vocabulary = int(starts[-1]) + len(starts), 256 + n_merges
+    if n_bytes >= 1 << 31:
+        raise ValueError("There are too many different words in the text for 32-bit places. Lower max_chars.")
+    three = [np.empty(n_bytes, np.int32) for _ in range(3)]
+    pairs, weights, first, filled = (np.zeros(65537, np.int64) for _ in range(4))
+    heap, places, seen = np.zeros((65537, 3), np.int64), np.empty(n_bytes, np.int32), np.empty(0, np.int32)
+    on_left, on_right = np.full(vocabulary, -1, np.int32), np.full(vocabulary, -1, np.int32)
+    width, merges, sizes = np.ones(vocabulary, np.int32), np.empty((n_merges, 2), np.int32), np.zeros(4, np.int64)
+    m = Merging(*three, counts, pairs, weights, first, filled, heap, places, seen, on_left, on_right, width, merges, sizes)
+    lay_out_kernel(starts, text, m)
+    while sizes[0] < n_merges and sizes[2] > 0:
+        m = m.with_room()
+        merge_kernel(m, min(int(sizes[0]) + 256, n_merges))
+        report(int(sizes[0]))
+    return merges[: sizes[0]]
 
 
 def train(
@@ -559,21 +624,9 @@ def train(
             report("count", read, max_chars)
         for job in jobs:
             job.result()
-        total = counter.finish()
-        del counter
-        n = len(total)
-        starts, text, counts = total.starts[: n + 1], total.text, total.values[:n]
-        del total
-        progress = np.zeros(2, np.int64)
-        job = pool.submit(merge_kernel, starts, text, counts, n_merges, progress)
-        try:
-            while not job.done():
-                threading.Event().wait(0.02)
-                report("merge", int(progress[0]), n_merges)
-        finally:
-            progress[1] = 1  # after Ctrl-C the kernel must not go on
-        report("merge", n_merges, n_merges)
-        return job.result()
+    starts, text, counts = counter.finish()
+    del counter
+    return learn(starts, text, counts, n_merges, lambda done: report("merge", done, n_merges))
 
 
 def batched(
@@ -623,12 +676,13 @@ class Cache(NamedTuple):
 
     chunks: Chunks
     tokens: np.ndarray  # (room,) int32
+    scratch: np.ndarray  # (SHORT,) int64
 
 
 ranks_type = types.NamedTuple((i64, i32), Ranks)
-cache_type = types.NamedTuple((chunks_type, i32), Cache)
+cache_type = types.NamedTuple((chunks_type, i32, i64), Cache)
 NO_MERGE = 1 << 30
-SHORT = 64  # bytes; longer chunks are not cached, and are merged with a heap
+SHORT = 256  # bytes; longer chunks are not cached, and are merged with a heap
 
 
 @inlined
@@ -641,7 +695,7 @@ def pair_slot(pairs, pair):
     return slot
 
 
-@kernel(types.Array(types.int32, 2, "C"), ranks_type)
+@kernel(i32_2d, ranks_type)
 def ranks_kernel(merges, ranks):
     for k in range(len(merges)):
         pair = np.int64(merges[k, 0]) << 32 | np.int64(merges[k, 1])
@@ -658,10 +712,11 @@ def merged(ranks, a, b):
 
 
 @inlined
-def merge_short(data, i, j, ranks, ids, at):
-    """Write the tokens of chunk data[i:j] to ids[at:]; returns where they end. Time grows with the square of j - i."""
+def merge_short(data, i, j, ranks, following, ids, at):
+    """Write the tokens of chunk data[i:j] to ids[at:]; returns where they end. Time grows with the square of j - i.
+
+    following: (SHORT,) scratch, what each id and the next would become."""
     n = j - i
-    following = np.empty(SHORT, np.int64)  # what each id and the next would become
     for k in range(n):
         ids[at + k] = data[i + k]
     for k in range(n - 1):
@@ -677,7 +732,7 @@ def merge_short(data, i, j, ranks, ids, at):
         n -= 1
         for m in range(k + 1, n):
             ids[at + m] = ids[at + m + 1]
-            following[m - 1 if m == k + 1 else m - 1] = following[m]
+            following[m - 1] = following[m]
         if k > 0:
             following[k - 1] = merged(ranks, ids[at + k - 1], ids[at + k])
         if k < n - 1:
@@ -686,21 +741,29 @@ def merge_short(data, i, j, ranks, ids, at):
 
 
 @inlined
+def push_merge(heap, n_heap, ranks, symbols, k, m):
+    """Put what the tokens at k and m merge to in the heap, if they do; returns the heap's size."""
+    new = merged(ranks, symbols[k], symbols[m])
+    if new == NO_MERGE:
+        return n_heap
+    heap_push(heap, n_heap, new, k, 0)
+    return n_heap + 1
+
+
+@kernel(bytes_in, types.int64, types.int64, ranks_type, i32, types.int64, nrt=True)
 def merge_long(data, i, j, ranks, ids, at):
     """The same with a heap of (id, place): time grows with n log n, so a million letters in a row do no harm."""
-    n = j - i
+    n, n_heap = j - i, 0
     symbols, after, before = np.empty(n, np.int64), np.empty(n, np.int64), np.empty(n, np.int64)
-    heap = [np.int64(0) for _ in range(0)]
+    heap = np.empty((2 * n, 3), np.int64)
     for k in range(n):
         symbols[k], after[k], before[k] = data[i + k], k + 1, k - 1
-        if k + 1 < n:
-            new = merged(ranks, data[i + k], data[i + k + 1])
-            if new != NO_MERGE:
-                heap.append(new << 32 | k)
-    heapq.heapify(heap)
-    while len(heap) > 0:
-        top = heapq.heappop(heap)
-        new, k = top >> 32, top & 0xFFFFFFFF
+    for k in range(n - 1):
+        n_heap = push_merge(heap, n_heap, ranks, symbols, k, k + 1)
+    while n_heap > 0:
+        new, k = heap[0, 0], heap[0, 1]
+        n_heap -= 1
+        heap_pop(heap, n_heap)
         m = after[k]
         if symbols[k] < 0 or m == n or merged(ranks, symbols[k], symbols[m]) != new:
             continue  # one of the two has merged with another since
@@ -708,13 +771,9 @@ def merge_long(data, i, j, ranks, ids, at):
         after[k] = after[m]
         if after[k] < n:
             before[after[k]] = k
-            following = merged(ranks, new, symbols[after[k]])
-            if following != NO_MERGE:
-                heapq.heappush(heap, following << 32 | k)
+            n_heap = push_merge(heap, n_heap, ranks, symbols, k, after[k])
         if before[k] >= 0:
-            following = merged(ranks, symbols[before[k]], new)
-            if following != NO_MERGE:
-                heapq.heappush(heap, following << 32 | before[k])
+            n_heap = push_merge(heap, n_heap, ranks, symbols, before[k], k)
     for k in range(n):
         if symbols[k] >= 0:
             ids[at] = symbols[k]
@@ -722,18 +781,20 @@ def merge_long(data, i, j, ranks, ids, at):
     return at
 
 
-@kernel(bytes_in, i64, types.Array(types.uint8, 1, "C", readonly=True), ranks_type, cache_type, i32, i64)
-def encode_kernel(data, bounds, classes, ranks, cache, ids, id_bounds):
-    """Ids of documents data[bounds[d] : bounds[d + 1]], written to ids[id_bounds[d] : id_bounds[d + 1]]."""
-    chunks, tokens, at = cache.chunks, cache.tokens, 0
-    for document in range(len(bounds) - 1):
-        i, end = bounds[document], bounds[document + 1]
+@kernel(bytes_in, i64, bytes_in, ranks_type, cache_type, i32, i64, i64)
+def encode_kernel(data, bounds, classes, ranks, cache, ids, id_bounds, at):
+    """Ids of documents data[bounds[d] : bounds[d + 1]], written to ids[id_bounds[d] : id_bounds[d + 1]].
+
+    Starts at document at[0], byte at[1], id at[2]. True when done; False when it comes to a long chunk, which it leaves
+    to the caller: that chunk ends at byte at[3]."""
+    chunks, tokens, i, n = cache.chunks, cache.tokens, at[1], at[2]
+    for document in range(at[0], len(bounds) - 1):
+        i, end = max(i, bounds[document]), bounds[document + 1]
         while i < end:
             j = next_chunk(data, i, end, classes)
             if j - i > SHORT:
-                at = merge_long(data, i, j, ranks, ids, at)
-                i = j
-                continue
+                at[0], at[1], at[2], at[3] = document, i, n, j
+                return False
             known = chunks.size[0]
             e = find_or_add(chunks, data, i, j)
             if e < 0 or (e == known and chunks.values[e] + SHORT > len(tokens)):  # full: forget all
@@ -741,18 +802,19 @@ def encode_kernel(data, bounds, classes, ranks, cache, ids, id_bounds):
                 chunks.size[0] = known = 0
                 e = find_or_add(chunks, data, i, j)
             if e == known:
-                chunks.values[e + 1] = merge_short(data, i, j, ranks, tokens, chunks.values[e])
+                chunks.values[e + 1] = merge_short(data, i, j, ranks, cache.scratch, tokens, chunks.values[e])
             for k in range(chunks.values[e], chunks.values[e + 1]):
-                ids[at] = tokens[k]
-                at += 1
+                ids[n] = tokens[k]
+                n += 1
             i = j
-        id_bounds[document + 1] = at
+        id_bounds[document + 1] = n
+    return True
 
 
 class Encoder:
     """Merges, made ready to turn bytes into ids. Any thread may use it; each call borrows a cache of its own."""
 
-    def __init__(self, merges: np.ndarray, room: int = 1 << 16):
+    def __init__(self, merges: np.ndarray, room: int = 1 << 18):
         """merges: (n, 2) int32, as `train` returns it. room: chunks that each cache holds."""
         size = 2 << max(len(merges), 8).bit_length()
         self.ranks = Ranks(np.full(size, -1, np.int64), np.zeros(size, np.int32))
@@ -768,7 +830,11 @@ class Encoder:
         try:
             cache = self.caches.pop()
         except IndexError:
-            cache = Cache(Chunks.empty(self.room, 16 * self.room), np.zeros(8 * self.room, np.int32))
-        encode_kernel(data, bounds, char_classes(), self.ranks, cache, ids, id_bounds)
+            tokens, scratch = np.zeros(8 * self.room, np.int32), np.zeros(SHORT, np.int64)
+            cache = Cache(Chunks.empty(self.room, 16 * self.room), tokens, scratch)
+        at = np.zeros(4, np.int64)
+        while not encode_kernel(data, bounds, char_classes(), self.ranks, cache, ids, id_bounds, at):
+            _, start, n, stop = at.tolist()
+            at[1:3] = stop, merge_long(data, start, stop, self.ranks, ids, n)
         self.caches.append(cache)
         return ids[: id_bounds[-1]], id_bounds
