@@ -48,7 +48,7 @@ class RecordingEngine(ScriptedEngine):
 
 @pytest.fixture(scope="module")
 def engine():
-    return RecordingEngine(byte_tokenizer(), script, pace=0.004, max_context=2000)
+    return RecordingEngine(byte_tokenizer(), script, pace=0.004, max_context=20_000)
 
 
 @pytest.fixture(scope="module")
@@ -280,9 +280,9 @@ def test_errors_are_readable_and_can_be_retried(open_page, server):
     page.get_by_role("button", name="Try again").click()
     expect(page.locator(".answer .body")).to_have_text("You said: hello")
     expect(page.locator(".message")).to_have_count(2)
-    page.fill("#prompt", "word " * 1000)
+    page.fill("#prompt", "word " * 5000)
     page.keyboard.press("Enter")
-    expect(alert).to_contain_text("2000")  # the context, in the server's words
+    expect(alert).to_contain_text("20000")  # the context, in the server's words
 
 
 def test_a_key_is_asked_for(browser, engine):
