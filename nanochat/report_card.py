@@ -199,7 +199,7 @@ def _short(value: float) -> str:
 
 
 def _money(dollars: float) -> str:
-    return "<$0.01" if 0 < dollars < 0.01 else f"${dollars:,.2f}"
+    return "under 1¢" if 0 < dollars < 0.01 else f"${dollars:,.2f}"
 
 
 def code_size() -> list:

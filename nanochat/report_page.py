@@ -81,7 +81,8 @@ class Curves:
 class Sample:
     prompt: str
     answer: str
-    correct: bool | None = None
+    correct: bool | None = None  # None if it was not graded
+    reference: str = ""  # shown if the answer is wrong
 
 
 @dataclass(frozen=True)
@@ -144,23 +145,29 @@ def _markdown(block) -> str:
             lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
             return "\n".join("| " + " | ".join(map(cell, line)) + " |" for line in lines)
         case Bars(groups):
-            rows = [(f"{group}: {bar.label}" if group else bar.label, bar) for group, bars in groups for bar in bars]
-            width = max(len(label) for label, _ in rows)
-            lines = (f"{label:<{width}}  {'█' * round(30 * bar.value):<30}  {bar.text}" for label, bar in rows)
-            return fenced("\n".join(lines))
+            width = max(len(bar.label) for _, bars in groups for bar in bars)
+            drawn = lambda bar: f"  {bar.label:<{width}}  {'█' * round(30 * bar.value):<30}  {bar.text}"  # noqa: E731
+            return fenced("\n".join("\n".join([group, *map(drawn, bars)]) for group, bars in groups))
         case Curves(panels):
-            lines = [
-                f"{title}, {curve.name}: {sparkline(curve.y)} {curve.y[0]:.4g} -> {curve.y[-1]:.4g} {curve.y_label}"
-                for title, curves in panels
-                for curve in curves
-            ]
-            return fenced("\n".join(" ".join(line.split()) for line in lines))
+            return fenced("\n".join(_text_curve(title, c, len(curves)) for title, curves in panels for c in curves))
         case Samples(samples):
-            return "\n\n".join(fenced(f"> {sample.prompt}\n{tool_text(sample.answer)}") for sample in samples)
+            return "\n\n".join(fenced(f"> {s.prompt}\n{tool_text(s.answer)}{verdict(s)}") for s in samples)
         case Fold(title, blocks):
             inner = "\n\n".join(map(_markdown, blocks))
             return f"<details><summary>{html.escape(title)}</summary>\n\n{inner}\n\n</details>"
     raise TypeError(block)
+
+
+def _text_curve(title: str, curve: Curve, count: int) -> str:
+    name = title if count == 1 else f"{title}, {curve.name}"
+    line = f"{name}: {sparkline(curve.y)} {curve.y[0]:.4g} -> {curve.y[-1]:.4g} {curve.y_label}"
+    return " ".join(line.split())
+
+
+def verdict(sample: Sample) -> str:
+    """A line below an answer that was graded."""
+    expected = f"; expected: {tool_text(sample.reference)}" if sample.reference else ""
+    return {True: "\n(right)", False: f"\n(wrong{expected})", None: ""}[sample.correct]
 
 
 def tool_text(answer: str) -> str:
@@ -256,14 +263,19 @@ def _html_bar(bar: Bar) -> str:
 
 
 def _html_sample(sample: Sample) -> str:
+    def escaped(value: str) -> str:
+        """Tool calls become chips. Escaped first: the special tokens are looked for in their escaped form."""
+        return re.sub(html.escape(TOOL_CALL.pattern), call, html.escape(value), flags=re.DOTALL)
+
     def call(match: re.Match) -> str:
         result = f"<samp>{match[2]}</samp>" if match[2] is not None else ""
         return f'<span class="tool"><code>{match[1]}</code>{result}</span>'
 
-    mark = {True: '<i class="right">right</i>', False: '<i class="wrong">wrong</i>', None: ""}[sample.correct]
-    # Escaped first: the special tokens are looked for in their escaped form.
-    answer = re.sub(html.escape(TOOL_CALL.pattern), call, html.escape(sample.answer), flags=re.DOTALL)
-    prompt = html.escape(sample.prompt)
+    expected = f"; expected: {escaped(sample.reference)}" if sample.reference else ""
+    mark = {True: '<i class="right">right</i>', False: f'<i class="wrong">wrong{expected}</i>', None: ""}[
+        sample.correct
+    ]
+    prompt, answer = html.escape(sample.prompt), escaped(sample.answer)
     return f'<div class="chat"><div class="prompt">{prompt}</div><div class="answer">{answer}{mark}</div></div>'
 
 

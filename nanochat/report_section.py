@@ -93,9 +93,11 @@ def read_curve(raw: dict) -> Curve | None:
 
 
 def read_sample(raw: dict) -> Sample:
-    answer = text(raw.get("answer", "")).replace("<|assistant_end|>", "").strip()
+    answer, reference = (
+        text(raw.get(key) or "").replace("<|assistant_end|>", "").strip() for key in ("answer", "reference")
+    )
     correct = raw.get("correct")
-    return Sample(text(raw.get("prompt", "")), answer, correct if isinstance(correct, bool) else None)
+    return Sample(text(raw.get("prompt", "")), answer, correct if isinstance(correct, bool) else None, reference)
 
 
 def read_score(raw: dict) -> dict | None:

@@ -193,6 +193,11 @@ def test_tool_calls_are_legible():
     markdown, page = pages()
     assert "[12*34 -> 408] It is 408." in markdown
     assert '<span class="tool"><code>12*34</code><samp>408</samp></span>It is 408.' in page
+    wrong = {"prompt": "2+2?", "answer": "5", "reference": "<b>4</b>", "correct": False}
+    report.write_section("chat_eval_sft", {"samples": [wrong]})
+    markdown, page = pages()
+    assert "> 2+2?\n5\n(wrong; expected: <b>4</b>)\n```" in markdown
+    assert '<i class="wrong">wrong; expected: &lt;b&gt;4&lt;/b&gt;</i>' in page
     assert report_page.tool_text("<|python_start|>1+1<|python_end|> and then nothing") == "[1+1]  and then nothing"
 
 
@@ -228,7 +233,7 @@ def hostile_section():
         "settings": {text: HOSTILE},
         "metrics": {text: text, "CORE": text},
         "curves": [{"name": text, "x_label": text, "y_label": text, "x": [1, 2], "y": [2, 1]}],
-        "samples": [{"prompt": text, "answer": h} for h in HOSTILE],
+        "samples": [{"prompt": text, "answer": h, "reference": h, "correct": False} for h in HOSTILE],
         "scores": [score],
         "notes": HOSTILE,
     }
