@@ -157,11 +157,12 @@ class Engine:
                 f"max_batch={max_batch} must be at least 1, and max_context={self.max_context} from 2 to the "
                 f"{config.sequence_len} tokens that the model was built for."
             )
-        if config.vocab_size != tokenizer.vocab_size:
+        if tokenizer.vocab_size > config.vocab_size:
             raise ValueError(
-                f"The model has {config.vocab_size} tokens and the tokenizer {tokenizer.vocab_size}: they do not "
-                "belong together. Use the tokenizer that lies in the model's checkpoint."
+                f"The tokenizer has {tokenizer.vocab_size} tokens and the model room for {config.vocab_size}: they do "
+                "not belong together. Use the tokenizer that lies in the model's checkpoint."
             )
+        self.vocab_size = tokenizer.vocab_size  # ids that the model has beyond it are never chosen
         self.source, self.tokenizer, self.max_batch = model, tokenizer, max_batch
         self.device = next(model.parameters()).device
         self.chunk = 64 if self.device.type == "cpu" else 256
@@ -197,11 +198,10 @@ class Engine:
                 f"The prompt has {len(prompt):,} tokens and the context holds {self.max_context:,}, at least one of "
                 "which is for the answer. Shorten the prompt."
             )
-        vocab_size = self.source.config.vocab_size
         for name, ids in (("prompt", prompt), ("logit_bias", sampling.logit_bias), ("stop_ids", sampling.stop_ids)):
-            if ids and not (0 <= min(ids) and max(ids) < vocab_size):
+            if ids and not (0 <= min(ids) and max(ids) < self.vocab_size):
                 raise ValueError(
-                    f"{name} has token ids from {min(ids)} to {max(ids)}; the vocabulary has {vocab_size}."
+                    f"{name} has token ids from {min(ids)} to {max(ids)}; the vocabulary has {self.vocab_size}."
                 )
         request = Request(next(self.numbers), prompt, sampling, self.tokenizer, self.max_context - len(prompt))
         with self.lock:
@@ -305,14 +305,14 @@ class Engine:
 
     def _prepare(self, request: Request) -> None:
         """What the sampler needs of a request on the device."""
-        s, vocab_size = request.sampling, self.source.config.vocab_size
+        s = request.sampling
         if s.logit_bias:
-            request.bias = torch.zeros(vocab_size, device=self.device)
+            request.bias = torch.zeros(self.vocab_size, device=self.device)
             request.bias[torch.tensor(list(s.logit_bias), device=self.device)] = torch.tensor(
                 list(s.logit_bias.values()), dtype=torch.float32, device=self.device
             )
         if s.repetition_penalty != 1:
-            request.seen = torch.zeros(vocab_size, dtype=torch.bool, device=self.device)
+            request.seen = torch.zeros(self.vocab_size, dtype=torch.bool, device=self.device)
             request.seen[torch.tensor(request.prompt, device=self.device)] = True
 
     def _decode(self, events) -> None:
@@ -349,7 +349,7 @@ class Engine:
 
     def _take_tokens(self, slots: list[Slot], logits: torch.Tensor, events) -> None:
         """Choose the next token of each slot and tell its answer."""
-        requests = [slot.request for slot in slots]
+        requests, logits = [slot.request for slot in slots], logits[:, : self.vocab_size]
         ids = choose(logits, requests)
         ids = [request.answer.forced[0] if request.answer.forced else id for id, request in zip(ids, requests)]
         logprobs = log_probabilities(logits, ids, requests)

@@ -300,6 +300,14 @@ def test_logits_that_are_no_numbers_are_an_error_and_leave_nothing_behind(model,
     assert engine.cache.keys.isfinite().all() and engine.cache.values.isfinite().all()
 
 
+def test_ids_beyond_the_tokenizer_are_never_chosen(tokenizer):
+    model = Scripted(tokenizer.vocab_size + 7, [tokenizer.vocab_size + 3])
+    answer = Engine(model, tokenizer, max_batch=1).generate([[0]], Sampling(max_tokens=20))[0]
+    assert max(answer.ids) < tokenizer.vocab_size
+    with pytest.raises(ValueError, match="not belong together"):
+        Engine(Scripted(tokenizer.vocab_size - 1, [0]), tokenizer)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
