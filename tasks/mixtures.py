@@ -8,7 +8,7 @@ from tasks.arithmetic import Arithmetic
 from tasks.common import Task, TaskMixture
 from tasks.identity import Identity
 from tasks.spelling import LetterCount, Spelling
-from tasks.wiki import Topic, WhatIs
+from tasks.wiki import Topic, TopicPractice, WhatIs
 
 EXCHANGES = 4  # at most, in one conversation of the quickstart
 
@@ -16,11 +16,12 @@ EXCHANGES = 4  # at most, in one conversation of the quickstart
 def mid_mixture(size: int = 20_000, seed: int = 1) -> TaskMixture:
     """Midtraining of the quickstart: the forms of a chat, and most practice where most has to be learned."""
     shares = [
-        (Arithmetic("train"), 0.22),
-        (Spelling("train"), 0.24),
-        (LetterCount("train"), 0.10),
-        (Topic("train"), 0.20),
-        (WhatIs("train"), 0.14),
+        (Arithmetic("train"), 0.12),
+        (Spelling("train"), 0.26),
+        (LetterCount("train"), 0.12),
+        (Topic("train"), 0.14),
+        (TopicPractice("train"), 0.16),
+        (WhatIs("train"), 0.10),
         (Identity("train"), 0.10),
     ]
     return TaskMixture([(task, round(share * size)) for task, share in shares], seed, EXCHANGES)
@@ -29,11 +30,11 @@ def mid_mixture(size: int = 20_000, seed: int = 1) -> TaskMixture:
 def sft_mixture(size: int = 8_000, seed: int = 2) -> TaskMixture:
     """Finetuning of the quickstart: the same tasks in other items, more evenly."""
     shares = [
-        (Arithmetic("train"), 0.18),
-        (Spelling("train"), 0.18),
-        (LetterCount("train"), 0.10),
+        (Arithmetic("train"), 0.12),
+        (Spelling("train"), 0.22),
+        (LetterCount("train"), 0.14),
         (Topic("train"), 0.20),
-        (WhatIs("train"), 0.18),
+        (WhatIs("train"), 0.16),
         (Identity("train"), 0.16),
     ]
     return TaskMixture([(task, round(share * size)) for task, share in shares], seed, EXCHANGES)

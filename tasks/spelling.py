@@ -71,14 +71,23 @@ class WordTask(Task):
 
 
 class Spelling(WordTask):
-    """`Spell "strawberry".` -> "s t r a w b e r r y" """
+    """`Spell "strawberry".` -> "s t r a w b e r r y"
+
+    In training up to four words are asked for at once: the letters of every token have to be learned, and most tokens
+    of such an answer are letters.
+    """
 
     name = "Spelling"
 
     def __getitem__(self, index: int) -> dict:
         rng = generator(self.name, self.split, index)
-        word = self.draw_word(rng)
-        return {"messages": exchange(pick(rng, SPELL).format(word=word), " ".join(word)), "word": word}
+        count = 1 if self.split == "test" else int(rng.integers(1, 5))
+        words = [self.draw_word(rng) for _ in range(count)]
+        asked = '" and "'.join(words)
+        return {
+            "messages": exchange(pick(rng, SPELL).format(word=asked), "; ".join(map(" ".join, words))),
+            "words": words,
+        }
 
     def grade(self, conversation: dict, completion: Answer) -> bool:
         return completion.text.split() == reference_text(conversation).split()
@@ -101,7 +110,7 @@ class LetterCount(WordTask):
             {"type": "python_output", "text": result},
             {"type": "text", "text": f'The letter "{letter}" appears {result} time{"" if result == "1" else "s"}.'},
         ]
-        return {"messages": exchange(pick(rng, COUNT).format(word=word, letter=letter), answer), "word": word}
+        return {"messages": exchange(pick(rng, COUNT).format(word=word, letter=letter), answer), "words": [word]}
 
     def draw_letter(self, rng: np.random.Generator, word: str) -> str:
         """Half of the time the one that the word has most of, since else the answer would nearly always be 1."""

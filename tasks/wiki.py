@@ -9,9 +9,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nanochat import dataset
-from tasks.common import LETTERS, Answer, Task, exchange, generator, pick, render_multiple_choice
+from tasks.common import LETTERS, Answer, Task, exchange, generator, pick, reference_text, render_multiple_choice
 
 LONGEST_ANSWER = 120  # characters; a model of the quickstart's size loses the thread in longer sentences
+LONGEST_TEXT = 140  # characters, of what a topic is to be found for
 NO_TOPIC = "Uncategorized"
 
 # A full stop after these ends no sentence.
@@ -119,6 +120,12 @@ def articles(split: str) -> tuple[dict, ...]:
     return tuple(a for a in dataset.wiki_articles() if dataset.is_held_out(a["title"]) == (split == "test"))
 
 
+def beginning(article: dict) -> str:
+    """The first sentence of an article, cut after a word where it is long: enough to tell the topic by."""
+    sentence = first_sentence(article["extract"])
+    return sentence if len(sentence) <= LONGEST_TEXT else sentence[:LONGEST_TEXT].rsplit(" ", 1)[0] + " ..."
+
+
 class WhatIs(Task):
     """ "What is a lighthouse?" -> "A lighthouse is a tower." A small model guesses the facts, but in the right form."""
 
@@ -181,6 +188,28 @@ class Topic(Task):
         choices = [choices[i] for i in rng.permutation(4)]
         letters = LETTERS[:4]
         way = WHICH_TOPIC[0] if self.split == "test" else pick(rng, WHICH_TOPIC)
-        question = render_multiple_choice(f"{way}\n{first_sentence(article['extract'])}", letters, choices)
+        question = render_multiple_choice(f"{way}\n{beginning(article)}", letters, choices)
         messages = exchange(question, letters[choices.index(article["topic"])])
         return {"messages": messages, "letters": letters, "title": article["title"]}
+
+
+class TopicPractice(Topic):
+    """The two halves of a Topic question, each for itself, since a small model learns them far sooner than the whole:
+    to name the topic of a text, and to find the letter of a topic that is named."""
+
+    name = "TopicPractice"
+    kind = "generative"
+    short = True
+
+    def __getitem__(self, index: int) -> dict:
+        whole = super().__getitem__(index)
+        article = self.articles[index % len(self.articles)]
+        question = whole["messages"][0]["content"]
+        if index // len(self.articles) % 2 == index % 2:
+            return {"messages": exchange(f"Name the topic of this text.\n{beginning(article)}", article["topic"])}
+        choices = question[question.index("\n- ") :]
+        answer = whole["messages"][1]["content"]
+        return {"messages": exchange(f"Which letter is {article['topic']}?{choices}", answer)}
+
+    def grade(self, conversation: dict, completion: Answer) -> bool:
+        return completion.text.strip() == reference_text(conversation)

@@ -117,8 +117,8 @@ def test_no_article_of_the_test_is_trained_on(tasks):
 
 
 def test_no_word_of_the_test_is_trained_on(tasks):
-    train = {tasks[n, "train"][i]["word"] for n in ("Spelling", "LetterCount") for i in range(800)}
-    test = {tasks[n, "test"][i]["word"] for n in ("Spelling", "LetterCount") for i in range(300)}
+    train = {word for n in ("Spelling", "LetterCount") for i in range(800) for word in tasks[n, "train"][i]["words"]}
+    test = {word for n in ("Spelling", "LetterCount") for i in range(300) for word in tasks[n, "test"][i]["words"]}
     assert len(train) > 1000 and len(test) > 200 and not train & test
     assert all(dataset.is_held_out(word, 0.1) for word in test) and not any(dataset.is_held_out(w, 0.1) for w in train)
     assert all(re.fullmatch("[a-z]{3,9}", word) for word in train | test)
@@ -194,11 +194,11 @@ def test_letters_are_counted_and_spelled(tasks):
         conversation = tasks["LetterCount", "test"][i]
         code, output, _ = (part["text"] for part in conversation["messages"][-1]["content"])
         word, letter = re.fullmatch(r'"([a-z]+)"\.count\("([a-z])"\)', code).groups()
-        assert f'"{letter}"' in conversation["messages"][0]["content"] and word == conversation["word"]
+        assert f'"{letter}"' in conversation["messages"][0]["content"] and [word] == conversation["words"]
         assert int(output) == sum(c == letter for c in word)
         counts.append(int(output))
         spelled = tasks["Spelling", "test"][i]
-        assert "".join(spelled["messages"][-1]["content"].split(" ")) == spelled["word"]
+        assert spelled["messages"][-1]["content"].replace(" ", "").split(";") == spelled["words"]
     assert abs(np.bincount(counts).max() / len(counts) - LetterCount.chance) < 0.05, "always saying 1 must not pay more"
 
 
