@@ -35,8 +35,8 @@ def compose(sections: list[Section], hourly_price: float | None = None, started:
     blocks = [_tiles(sections, hourly_price, started), Heading("Summary"), _summary(sections)]
     spoken = next((s for s in reversed(sections) if s.samples and s.name.startswith("chat")), None)
     if spoken:
-        blocks += [Heading("In its own words"), Text(f"Unpicked, from: {spoken.title}."), Samples(spoken.samples[:10])]
-        if rest := spoken.samples[10:]:
+        blocks += [Heading("In its own words"), Text(f"Unpicked, from: {spoken.title}."), Samples(spoken.samples[:20])]
+        if rest := spoken.samples[20:]:
             blocks.append(Fold(f"{len(rest)} more", [Samples(rest)]))
     if panels := [panel for section in sections for panel in _panels(section)]:
         blocks += [Heading("Learning"), Curves(panels)]
