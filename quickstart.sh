@@ -36,6 +36,7 @@ data=(--source wiki)
 [ -z "$SOURCE" ] || data=(--from "$SOURCE" --name "$DATA")
 run=(--model_tag=quickstart --resume --device_batch_size="$DEVICE_ROWS" --keep_last=1)
 
+[ -e "$DONE/1.done" ] || python -m nanochat.report reset
 stage "Text" python -m nanochat.dataset "${data[@]}"
 stage "Tokenizer" python -m scripts.tok_train --data="$DATA" --vocab_size="$VOCABULARY"
 stage "Pretraining" python -m scripts.base_train "${run[@]}" --data="$DATA" --depth="$DEPTH" --max_seq_len="$CONTEXT" \

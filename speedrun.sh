@@ -18,7 +18,7 @@ if [ "${1:-}" = --rehearse ]; then
     ranks=2
     data=wiki
     get_first=(--source wiki)
-    get_rest=(--source wiki)
+    get_rest=(--help)
     get_evals=(--help)
     tokenizer=(--vocab_size=512 --max_chars=200000)
     toy=(--device=cpu --num_steps=3 --device_batch_size=2 --total_batch_size=1024)
@@ -49,10 +49,12 @@ make_venv .venv wiki
 export PATH="$PWD/.venv/bin:$PATH"
 everywhere() { torchrun --standalone --nproc_per_node="$ranks" -m "$@"; }
 
+[ -e "${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}/report" ] || python -m nanochat.report reset
+
 # Text. The first shards are enough for the tokenizer; the rest comes while it is trained, and pretraining waits for a
 # shard only when it needs it. A shard is 250 M characters, about 60 M tokens.
 python -m nanochat.dataset "${get_first[@]}"
-python -m nanochat.dataset "${get_rest[@]}" &
+python -m nanochat.dataset "${get_rest[@]}" >&2 &
 rest=$!
 python -m tasks.published "${get_evals[@]}" >/dev/null
 python -m scripts.tok_train --data="$data" "${tokenizer[@]}"

@@ -117,7 +117,8 @@ class DocumentSource:
         return _shuffled(rows, self.seed, (epoch, shard, block))
 
     def _file(self, epoch: int, shard: int) -> pq.ParquetFile:
-        return pq.ParquetFile(dataset.wait_for(self.files[_permuted(self.seed, (epoch,), self.shards)[shard]]))
+        seed = self.seed if epoch else None  # the first pass follows the download that may be running
+        return pq.ParquetFile(dataset.wait_for(self.files[_permuted(seed, (epoch,), self.shards)[shard]]))
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 python -m scripts.base_loss
 """
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -45,6 +46,7 @@ class Config:
 
 
 def main(cfg: Config) -> None:
+    start = time.monotonic()
     with setup(cfg.device) as dist:
         loaded = checkpoint_manager.load(
             "base", cfg.model_tag, cfg.step, device=dist.device, dtype=compute_dtype(dist.device)
@@ -71,6 +73,7 @@ def main(cfg: Config) -> None:
                 "base_loss",
                 {
                     "title": "Base model",
+                    "seconds": time.monotonic() - start,
                     "machine": describe_machine(dist.device),
                     "metrics": metrics,
                     "samples": samples,

@@ -328,7 +328,7 @@ def test_short_exchanges_share_conversations_and_none_is_lost():
 def test_the_quickstart_mixtures_are_whole(make, tiny_tokenizer):
     mixture = make(size=600)
     items = [task for conversation in mixture.conversations for task, _ in conversation]
-    assert 590 <= len(items) <= 610 and {task.name for task in items} == {kind.name for kind in KINDS}
+    assert 590 <= len(items) <= 610 and {task.name for task in items} >= {kind.name for kind in KINDS}
     assert all(task.split == "train" for task in items)
     for i in range(len(mixture)):
         ids, mask = tiny_tokenizer.render_conversation(mixture[i])
