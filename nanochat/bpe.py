@@ -36,11 +36,15 @@ u8, u64, i32, i64 = types.uint8[::1], types.uint64[::1], types.int32[::1], types
 i32_2d, i64_2d = types.int32[:, ::1], types.int64[:, ::1]
 
 
-inlined = numba.njit(forceinline=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)  # a call that is not inlined counts references to its arrays, which is slow
+inlined = numba.njit(
+    forceinline=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True
+)  # a call that is not inlined counts references to its arrays, which is slow
 
 
 class Kernel:
     """A function that numba compiles for one signature, when it is first called."""
+
+    lock = threading.Lock()
 
     def __init__(self, function: Callable, signature: tuple, nrt: bool):
         self.dispatcher = numba.njit(cache=True, nogil=True, _nrt=nrt)(function)
@@ -48,17 +52,23 @@ class Kernel:
 
     def __call__(self, *args):
         if not self.ready:
-            message = "compiling the tokenizer for this machine, once ..."
-            timer = threading.Timer(2, print, [message], {"file": sys.stderr, "flush": True})
-            timer.daemon = True
-            timer.start()
-            try:
-                self.dispatcher.compile(self.signature)
-                self.dispatcher.disable_compile()  # other types are a mistake
-            finally:
-                timer.cancel()
-            self.ready = True
+            with self.lock:
+                self.compile()
         return self.dispatcher(*args)
+
+    def compile(self) -> None:
+        if self.ready:  # by another thread, while this one waited
+            return
+        message = "compiling the tokenizer for this machine, once ..."
+        timer = threading.Timer(2, print, [message], {"file": sys.stderr, "flush": True})
+        timer.daemon = True
+        timer.start()
+        try:
+            self.dispatcher.compile(self.signature)
+        finally:
+            timer.cancel()
+        self.dispatcher.disable_compile()  # other types are a mistake
+        self.ready = True
 
 
 def kernel(*signature, nrt: bool = False) -> Callable[[Callable], Kernel]:
@@ -525,7 +535,9 @@ def merge_kernel(m, until):
         n_seen, n_pairs, new = 0, m.sizes[1], 256 + m.sizes[0]
         most = 2 * (stop - start)
         if weight == m.weights[s] and (
-            most > len(m.seen) or m.first[n_pairs] + most > len(m.places) or n_pairs + min(most, 2 * new + 2) >= len(m.pairs)
+            most > len(m.seen)
+            or m.first[n_pairs] + most > len(m.places)
+            or n_pairs + min(most, 2 * new + 2) >= len(m.pairs)
         ):
             return
         m.sizes[2] -= 1
@@ -587,7 +599,9 @@ def learn(
     heap, places, seen = np.zeros((65537, 3), np.int64), np.empty(n_bytes, np.int32), np.empty(0, np.int32)
     on_left, on_right = np.full(vocabulary, -1, np.int32), np.full(vocabulary, -1, np.int32)
     width, merges, sizes = np.ones(vocabulary, np.int32), np.empty((n_merges, 2), np.int32), np.zeros(4, np.int64)
-    m = Merging(*three, counts, pairs, weights, first, filled, heap, places, seen, on_left, on_right, width, merges, sizes)
+    m = Merging(
+        *three, counts, pairs, weights, first, filled, heap, places, seen, on_left, on_right, width, merges, sizes
+    )
     lay_out_kernel(starts, text, m)
     while sizes[0] < n_merges and sizes[2] > 0:
         m = m.with_room()

@@ -4,6 +4,7 @@ In: text, or a conversation. Out: numpy arrays of ids (uint16 where the vocabula
 and which of them an assistant must learn to say. Text never becomes a special token, whatever it says.
 """
 
+import base64
 import codecs
 import functools
 import hashlib
@@ -65,6 +66,12 @@ class Tokenizer:
         from nanochat.common import write_bytes  # here, because it imports torch, which encoding text does not need
 
         write_bytes(Path(path), (json.dumps(self.to_json(), ensure_ascii=False, indent=0) + "\n").encode())
+
+    def save_tiktoken(self, path: str | Path) -> None:
+        """Write tiktoken's table of ranks (`tiktoken.load.load_tiktoken_bpe`); its pattern is `bpe.PATTERN`."""
+        tokens = self.vocabulary[: -len(SPECIAL_TOKENS)]
+        lines = [f"{base64.b64encode(token).decode()} {id}\n" for id, token in enumerate(tokens)]
+        Path(path).write_text("".join(lines), encoding="ascii")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
@@ -136,7 +143,7 @@ class Tokenizer:
         return ids.astype(self.dtype)
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
-        """`encode` of each text, on all cores or `threads`. The arrays are views of larger ones: copy what you keep long."""
+        """`encode` of each text, on all cores or `threads`. They are views of larger arrays: copy what you keep."""
         threads = threads or bpe.cpu_count()
         tasks, size = [[]], 0
         for text in texts:
@@ -187,7 +194,7 @@ class Tokenizer:
     def render_conversation(self, conversation: dict) -> tuple[np.ndarray, np.ndarray]:
         """(ids, mask), each (T,): the whole conversation, and True where the assistant must learn to say the id.
 
-        Never cut short: that is up to the caller. ValueError that names the message if the conversation is malformed."""
+        Never cut short: that is up to the caller. ValueError that names the message if it is malformed."""
         segments = [(self.bos_id, False)]
         for role, parts in checked_messages(conversation):
             learn = role == "assistant"
