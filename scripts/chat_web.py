@@ -56,7 +56,11 @@ class Config:
 
 
 def main(cfg: Config) -> None:
-    listener = listen(cfg.host, cfg.port)  # before the model is loaded: a taken port is known at once
+    with listen(cfg.host, cfg.port) as listener:  # before the model is loaded: a taken port is known at once
+        serve(cfg, listener)
+
+
+def serve(cfg: Config, listener: socket.socket) -> None:
     device = pick_device(cfg.device)
     path = checkpoint_manager.find(cfg.source, cfg.model_tag, cfg.step)
     print(f"Loading {path} ...", flush=True)
@@ -86,12 +90,15 @@ def main(cfg: Config) -> None:
 
 def listen(host: str, port: int) -> socket.socket:
     """A socket bound to the address. SystemExit if the port is taken or the address is none of this machine's."""
+    listener = None
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listener = socket.socket(family, kind, protocol)
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind(address)
     except (OSError, OverflowError) as error:
+        if listener:
+            listener.close()
         raise SystemExit(
             f"Cannot listen on {host} port {port}: {error}. Another --port, such as {port + 1}, may be free."
         ) from error

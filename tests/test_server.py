@@ -494,7 +494,8 @@ def test_a_client_that_leaves_frees_its_slot_also_in_the_queue(stream):
 def test_over_capacity_is_told_to_come_back():
     with slow_server(slots=1, max_queue=1) as url, httpx.Client(base_url=url, timeout=30) as client:
         with client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True, "n": 2}) as busy:
-            next(busy.iter_lines())
+            lines = busy.iter_lines()
+            next(lines)
             refused = client.post("/v1/chat/completions", json=chat())
             assert refused.status_code == 429 and int(refused.headers["retry-after"]) >= 1
             assert refused.json()["error"]["code"] == "overloaded"
