@@ -307,7 +307,7 @@ def reseal(path: Path, name: str, change) -> None:
         ("state.json", lambda v: v.update(lr=1), "state.json has the unknown key 'lr'"),
         ("state.json", lambda v: v.pop("data") and None, "state.json lacks the key 'data'"),
         ("state.json", lambda v: v.update(step="3"), "state.json: step is '3'"),
-        ("tokenizer.json", lambda v: v.pop("version") and None, "tokenizer.json"),
+        ("tokenizer.json", lambda v: v.pop("model") and None, "tokenizer.json"),
     ],
 )
 def test_schema_errors_name_file_and_key(put, name, change, message):

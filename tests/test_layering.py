@@ -99,75 +99,63 @@ def test_every_module_says_what_it_is():
             assert ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))), path
 
 
-# One process imports all modules one after another and tells what each of them did beside that.
+# One process imports all modules one after another and tells what each of them did beside that. Then it forks once a
+# script for --help, since importing torch anew for each would take most of a minute.
 WATCH = """
-import contextlib, importlib, io, json, os, sys, threading
-report = {}
+import contextlib, importlib, io, json, os, runpy, sys, threading
 import numba, numpy, torch, tyro  # what these do at import is theirs
-for module in sys.argv[1:]:
-    out, threads = io.StringIO(), threading.active_count()
-    argv, sys.argv = sys.argv, ["program", "--no-such-flag"]
-    environment = dict(os.environ)
+did, modules = {}, sys.argv[1:]
+for module in modules:
+    out, threads, environment = io.StringIO(), threading.active_count(), dict(os.environ)
+    sys.argv = ["program", "--no-such-flag"]
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(out):
         imported = importlib.import_module(module)
-    sys.argv = argv
-    did = []
+    did[module] = [f"compiled {name}" for name, value in vars(imported).items() if getattr(value, "signatures", None)]
     if out.getvalue():
-        did.append("printed " + repr(out.getvalue()))
+        did[module].append("printed " + repr(out.getvalue()))
     if os.listdir("."):
-        did.append("made " + repr(os.listdir(".")))
+        did[module].append("made " + repr(os.listdir(".")))
     if threading.active_count() > threads:
-        did.append("started a thread")
+        did[module].append("started a thread")
     if dict(os.environ) != environment:
-        did.append("changed the environment")
-    did += [f"compiled {name}" for name, value in vars(imported).items() if getattr(value, "signatures", None)]
-    if did:
-        report[module] = did
-print(json.dumps(report))
-"""
+        did[module].append("changed the environment")
+print(json.dumps({module: facts for module, facts in did.items() if facts}), flush=True)
 
-
-def test_importing_does_nothing(tmp_path):
-    home = tmp_path / "home"
-    home.mkdir()
-    env = {**os.environ, "HOME": str(home), "NANOCHAT_BASE_DIR": str(home / "base"), "PYTHONPATH": str(ROOT)}
-    env["MPLCONFIGDIR"] = str(tmp_path / "matplotlib")
-    command = [sys.executable, "-W", "error", "-c", WATCH, *MODULES]
-    done = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout == "{}\n" and done.stderr == ""
-    assert not list(home.iterdir())
-
-
-# Importing torch anew for every script would take most of a minute, so one process imports the library and forks.
-HELP = """
-import importlib, os, runpy, sys
-scripts = [name for name in sys.argv[1:] if name.startswith("scripts.")]
-for module in sys.argv[1:]:
-    if module not in scripts:
-        importlib.import_module(module)
-for script in scripts:
+for script in [module for module in modules if module.startswith("scripts.")]:
     child = os.fork()
     if child == 0:
         sys.argv = [script, "--help"]
+        del sys.modules[script]
         runpy.run_module(script, run_name="__main__", alter_sys=True)
         os._exit(9)  # --help must exit by itself
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    sys.stdout.flush()
     print(f"\\x00{script} {status}", flush=True)
 """
 
 
-def test_every_script_explains_itself(tmp_path):
-    command = [sys.executable, "-c", HELP, *MODULES]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0 and not done.stderr, done.stderr
-    parts = re.split(r"\x00(\S+) (-?\d+)\n", done.stdout)
-    texts = dict(zip(parts[1::3], zip(parts[0::3], parts[2::3])))
-    for script in SCRIPTS:
-        text, status = texts[script]
-        assert status == "0", f"{script} --help exited with {status}: {text}"
-        assert "--help" in text, f"{script} --help says nothing: {text!r}"
+@pytest.fixture(scope="module")
+def watched(tmp_path_factory):
+    """What WATCH printed: facts about imports, then the help of each script and its exit status."""
+    home = tmp_path_factory.mktemp("home")
+    env = {**os.environ, "HOME": str(home), "NANOCHAT_BASE_DIR": str(home / "base"), "PYTHONPATH": str(ROOT)}
+    env["MPLCONFIGDIR"] = str(tmp_path_factory.mktemp("matplotlib"))
+    command = [sys.executable, "-W", "error", "-c", WATCH, *MODULES]
+    done = subprocess.run(command, cwd=home, env=env, capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == "", done.stderr
+    assert not list(home.iterdir())
+    return done.stdout.split("\n", 1)
+
+
+def test_importing_does_nothing(watched):
+    assert watched[0] == "{}"
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_every_script_explains_itself(watched, script):
+    parts = re.split(r"\x00(\S+) (-?\d+)\n", watched[1])
+    text, status = dict(zip(parts[1::3], zip(parts[0::3], parts[2::3])))[script]
+    assert status == "0", f"{script} --help exited with {status}: {text}"
+    assert "--help" in text, f"{script} --help says nothing: {text!r}"
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=lambda path: str(path.relative_to(ROOT)))
