@@ -4,14 +4,13 @@ import concurrent.futures
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
 from pathlib import Path
 
 import pytest
-from attacks import ATTACKS, BENIGN, CHEATS, HELPERS, SQUARE_TEST
+from attacks import ATTACKS, BENIGN, CHEATS, HELPERS, SQUARE_TEST, make_scene
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -56,42 +55,13 @@ def sandbox():
 def scene(tmp_path_factory):
     """The names that attacks aim at: files, servers and processes that are really there."""
     folder = tmp_path_factory.mktemp("host")
-    names = make_scene(folder)
+    names = make_scene(folder, inside.__file__, pytest.__file__)
     os.environ["NANOCHAT_TEST_SECRET"] = "secret"
     yield "".join(f"{name} = {value!r}\n" for name, value in names.items() if not name.startswith("_"))
     del os.environ["NANOCHAT_TEST_SECRET"]
     for server in names["_servers"]:
         server.close()
     assert Path(names["SECRET"]).read_text() == "secret"
-
-
-def make_scene(folder: Path) -> dict:
-    (folder / "secret").write_text("secret")
-    mark = f"nanochat-test-{os.getpid()}"
-    servers, ports = [], {}
-    for name, family, address in (("PORT4", socket.AF_INET, "127.0.0.1"), ("PORT6", socket.AF_INET6, "::1")):
-        try:
-            servers.append(socket.create_server((address, 0), family=family))
-            ports[name] = servers[-1].getsockname()[1]
-        except OSError:
-            ports[name] = 1  # no IPv6 here
-    for address in (str(folder / "unix"), f"\0{mark}"):
-        servers.append(socket.socket(socket.AF_UNIX))
-        servers[-1].bind(address)
-        servers[-1].listen()
-    return {
-        **ports,
-        "SECRET": str(folder / "secret"),
-        "VICTIM": str(folder / "victim"),
-        "UNIX": str(folder / "unix"),
-        "ABSTRACT": f"\0{mark}",
-        "MARK": mark,
-        "HOST": os.getpid(),
-        "PYTHON": sys.executable,
-        "SOURCE": inside.__file__,
-        "PACKAGE": pytest.__file__,
-        "_servers": servers,
-    }
 
 
 @pytest.fixture
