@@ -502,7 +502,7 @@ def test_over_capacity_is_told_to_come_back():
         wait_until(lambda: client.post("/v1/chat/completions", json=chat()).status_code == 200)
 
 
-def test_a_reader_that_stops_slows_nobody_and_is_cut_off():
+def test_a_reader_that_stops_slows_nobody():
     with slow_server(patience=1.0) as url, httpx.Client(base_url=url, timeout=30) as client:
         frozen = raw_post(url, {**LONG, "stream": True}, receive_buffer=4096)
         wait_until(lambda: metrics(client)["nanochat_running"] == 1)
@@ -519,6 +519,21 @@ def test_a_reader_that_stops_slows_nobody_and_is_cut_off():
         slow.settimeout(10)
         slow.recv(65536)  # the server answers or hangs up instead of waiting for ever
         slow.close()
+
+
+def test_a_reader_that_never_reads_is_hung_up_on():
+    tokenizer = byte_tokenizer()
+    engine = ScriptedEngine(tokenizer, lambda prompt: say(*["x" * 4000] * 4000))  # 16 MB: more than buffers hold
+    with serve(engine, tokenizer, Settings(patience=0.5)) as url, httpx.Client(base_url=url) as client:
+        frozen = raw_post(url, chat(stream=True, max_tokens=4000), receive_buffer=4096)
+        wait_until(lambda: not engine.has_work and engine.generated, 20)
+        wait_until(lambda: metrics(client)["nanochat_running"] == 0)
+        time.sleep(2)
+        received = b""
+        while data := frozen.recv(1 << 16):
+            received = data
+        assert b"[DONE]" not in received
+        frozen.close()
 
 
 class BrokenEngine(ScriptedEngine):
