@@ -215,7 +215,7 @@ class Tokenizer:
     def render_for_completion(self, conversation: dict) -> np.ndarray:
         """(T,) ids up to and with <|assistant_start|>, where the next answer begins. A last message of the assistant's
         is left out: it is the reference answer."""
-        messages = conversation["messages"] if isinstance(conversation, dict) else conversation
+        messages = conversation.get("messages") if isinstance(conversation, dict) else None
         if isinstance(messages, list) and messages and isinstance(messages[-1], dict):
             if messages[-1].get("role") == "assistant":
                 conversation = {"messages": messages[:-1]}
