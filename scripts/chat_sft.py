@@ -31,7 +31,7 @@ def main(cfg: Config) -> None:
             stage="sft",
             source="mid",
             title="SFT",
-            schedule=linear(0.1, 0.0),
+            schedule=linear(0.2, 0.0),
             train_on=MIXTURES[cfg.mixture](),
             validate_on=mixtures.validation(),
         )

@@ -31,7 +31,7 @@ def main(cfg: Config) -> None:
             stage="mid",
             source="base",
             title="Midtraining",
-            schedule=linear(1.0, 0.1),
+            schedule=linear(1.0, 0.2),
             train_on=MIXTURES[cfg.mixture](),
             validate_on=mixtures.validation(),
         )
