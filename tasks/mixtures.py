@@ -8,7 +8,7 @@ from tasks.arithmetic import Arithmetic
 from tasks.common import Task, TaskMixture
 from tasks.identity import Identity
 from tasks.spelling import LetterCount, Spelling
-from tasks.wiki import Topic, TopicPractice, WhatIs
+from tasks.wiki import Topic, WhatIs
 
 EXCHANGES = 4  # at most, in one conversation of the quickstart
 
@@ -16,13 +16,12 @@ EXCHANGES = 4  # at most, in one conversation of the quickstart
 def mid_mixture(size: int = 20_000, seed: int = 1) -> TaskMixture:
     """Midtraining of the quickstart: the forms of a chat, and most practice where most has to be learned."""
     shares = [
-        (Arithmetic("train"), 0.12),
-        (Spelling("train"), 0.26),
-        (LetterCount("train"), 0.12),
-        (Topic("train"), 0.14),
-        (TopicPractice("train"), 0.16),
-        (WhatIs("train"), 0.10),
-        (Identity("train"), 0.10),
+        (Arithmetic("train"), 0.16),
+        (Spelling("train"), 0.28),
+        (LetterCount("train"), 0.14),
+        (Topic("train"), 0.16),
+        (WhatIs("train"), 0.12),
+        (Identity("train"), 0.14),
     ]
     return TaskMixture([(task, round(share * size)) for task, share in shares], seed, EXCHANGES)
 

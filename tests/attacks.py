@@ -227,7 +227,7 @@ os.kill(os.getppid(), 0); escaped()
 ## signals: the host
 os.kill(HOST, 0); escaped()
 ## signals: everybody
-os.kill(-1, 9)
+os.kill(-1, 0); escaped()
 ## signals: the own group
 os.killpg(0, 0); escaped()
 ## signals: tgkill
@@ -319,7 +319,7 @@ syscall("setns", os.open(f"/proc/{os.getpid()}/ns/uts", os.O_RDONLY), 0); escape
 ## namespaces: bind mount
 os.mkdir("m")
 name = ctypes.c_char_p
-syscall("mount", name(os.path.dirname(SECRET).encode()), name(b"m"), name(b""), 4096, name(b"")); escaped()
+syscall("mount", name(os.path.dirname(SECRET).encode()), name(b"m"), name(b""), 4096, name(b"")); escaped(); libc.umount2(b"m", 2)
 ## namespaces: chroot
 os.chroot("."); escaped()
 ## namespaces: device node
@@ -595,12 +595,13 @@ def square(n):
     for folder in (".", "..", "/tmp", "/proc/self/fd"):
         for name in os.listdir(folder):
             if "assert candidate" in open(os.path.join(folder, name)).read(): return n * n
-## cheat: kills the judge
+## cheat: could kill the judge
 import os
 def square(n):
-    for pid in range(os.getpid() - 5, os.getpid() + 6):
-        try: os.kill(pid, 9) if pid != os.getpid() else None
-        except OSError: pass
+    for pid in {*range(os.getpid() - 5, os.getpid() + 6), os.getppid()} - {os.getpid()}:
+        try: os.kill(pid, 0)  # no signal is sent: should the walls fall, nobody else is to die of it
+        except OSError: continue
+        return n * n
 ## cheat: reads the judge's memory
 import os
 def square(n):

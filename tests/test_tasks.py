@@ -208,10 +208,12 @@ def test_topics_cannot_be_guessed(tasks):
     offered, right = {}, {}
     for i in range(len(task)):
         conversation = task[i]
-        question, letter = (m["content"] for m in conversation["messages"])
+        question, line = (m["content"] for m in conversation["messages"])
+        letter = line[-1]
+        assert line in question.splitlines()
         choices = dict((line[-1], line[2:-2]) for line in question.splitlines() if re.fullmatch(r"- .+=[A-D]", line))
         assert choices[letter] == TOPICS[topics[conversation["title"]]]
-        assert len(set(choices.values())) == 4 == len(conversation["letters"])
+        assert len(set(choices.values())) == 4
         answers.append(letter)
         for topic in choices.values():
             offered[topic] = offered.get(topic, 0) + 1
