@@ -67,7 +67,8 @@ class Sandbox:
 
     "strict" is Linux with Landlock and seccomp: a program reads the standard library, writes one folder that goes with
     it, computes, prints, and nothing else; no thread, process, socket or signal. "basic" takes the walls that there are
-    (see `reasons`): always limits on memory (not on macOS), processor, files and time, and an empty environment.
+    (see `reasons`): always limits on memory (not on macOS), processor, files and time, and an empty environment; but
+    without Landlock a program reads and writes what its user may, without seccomp it opens sockets and starts others.
     Not contained, even by strict: what stat() tells about any path (that it exists, its size and times), the clock,
     the name of the machine, side channels of the processor, bugs of the kernel.
     Raises SandboxError if this machine has less than `level`. Any thread may use it; close it, or use `with`.

@@ -1,4 +1,4 @@
-"""The inside of the sandbox: a warm interpreter that forks, has the copy walled in (walls.py), and runs programs.
+"""The inside of the sandbox: a warm interpreter that forks, has the copy walled in (confinement.py), and runs programs.
 
 execution.py starts this as a process of its own, with the standard library only. In: requests, each a socket message
 with descriptors. Out: what programs print, and a line of JSON on how each one ended. Nothing is ever unpickled.
@@ -21,7 +21,7 @@ import traceback
 import types
 from pathlib import Path
 
-from nanochat.walls import Walls
+from nanochat.confinement import Walls
 
 FOLDER_BYTES = 32 << 20  # of all files that a program writes
 FOLDER_ENTRIES = 1000

@@ -319,7 +319,8 @@ syscall("setns", os.open(f"/proc/{os.getpid()}/ns/uts", os.O_RDONLY), 0); escape
 ## namespaces: bind mount
 os.mkdir("m")
 name = ctypes.c_char_p
-syscall("mount", name(os.path.dirname(SECRET).encode()), name(b"m"), name(b""), 4096, name(b"")); escaped(); libc.umount2(b"m", 2)
+syscall("mount", name(os.path.dirname(SECRET).encode()), name(b"m"), name(b""), 4096, name(b""))
+escaped(); libc.umount2(b"m", 2)
 ## namespaces: chroot
 os.chroot("."); escaped()
 ## namespaces: device node

@@ -310,7 +310,7 @@ def test_a_warm_parent_that_died_is_replaced(sandbox):
 
 WITHOUT_LANDLOCK = """
 import ctypes, os, struct, sys
-from nanochat import walls
+from nanochat import confinement as walls
 code = [(walls.LOAD, 0, 0, 0), (walls.EQUAL, 0, 1, 444), (walls.RETURN, 0, 0, walls.FAIL + 38)]
 code += [(walls.RETURN, 0, 0, walls.ALLOW)]
 walls.install_seccomp(ctypes.CDLL(None, use_errno=True), b"".join(struct.pack("=HBBI", *i) for i in code))
@@ -344,7 +344,7 @@ def test_module_functions_share_a_warm_parent(sandbox):
 
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_filter_is_well_formed(machine):
-    from nanochat import walls
+    from nanochat import confinement as walls
 
     code = walls.seccomp_filter(machine)
     instructions = [walls.struct.unpack_from("=HBBI", code, i) for i in range(0, len(code), 8)]
@@ -358,7 +358,7 @@ def test_filter_is_well_formed(machine):
 
 def simulate(code: bytes, data: bytes) -> int:
     """What the kernel would answer: a classic BPF machine of the four instructions that the filter uses."""
-    from nanochat import walls
+    from nanochat import confinement as walls
 
     position = accumulator = 0
     while True:
@@ -390,7 +390,7 @@ def simulate(code: bytes, data: bytes) -> int:
     ],
 )
 def test_filter_decides_as_written(machine, audit, numbers):
-    from nanochat import walls
+    from nanochat import confinement as walls
 
     code, fail = walls.seccomp_filter(machine), walls.FAIL
     ask = lambda number, *arguments, arch=audit: simulate(  # noqa: E731
