@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat.engine import Completion, Delta, Engine, Sampling, inference_copy
+from nanochat.engine import Completion, Delta, Engine, Sampling
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.kvcache import inference_copy
 from nanochat.sampler import choose, uniform
 from nanochat.tokenizer import Tokenizer
 
