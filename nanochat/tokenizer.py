@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from nanochat import bpe
+from nanochat import bpe, bpe_chunks, bpe_train
 
 VERSION = 1
 SPECIAL_TOKENS = (
@@ -51,7 +51,7 @@ class Tokenizer:
 
     @classmethod
     def train(cls, texts: Iterable[str], vocab_size: int, **options) -> "Tokenizer":
-        """Learn a vocabulary of `vocab_size` ids, special tokens included, from documents. Options: see `bpe.train`.
+        """Learn `vocab_size` ids, special tokens included, from documents. Options: see `bpe_train.train`.
 
         It comes out smaller if the text is too short to have that many pairs. ValueError for an impossible size."""
         least = 256 + len(SPECIAL_TOKENS)
@@ -59,7 +59,7 @@ class Tokenizer:
             raise ValueError(
                 f"vocab_size is {vocab_size}; it must be from {least} (bytes and special tokens) to 1048576."
             )
-        return cls(bpe.train(texts, vocab_size - least, **options))
+        return cls(bpe_train.train(texts, vocab_size - least, **options))
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file, which Hugging Face `tokenizers` reads as well (`Tokenizer.from_file`)."""
@@ -68,7 +68,7 @@ class Tokenizer:
         write_bytes(Path(path), (json.dumps(self.to_json(), ensure_ascii=False, indent=0) + "\n").encode())
 
     def save_tiktoken(self, path: str | Path) -> None:
-        """Write tiktoken's table of ranks (`tiktoken.load.load_tiktoken_bpe`); its pattern is `bpe.PATTERN`."""
+        """Write tiktoken's table of ranks (`tiktoken.load.load_tiktoken_bpe`); its pattern is `bpe_chunks.PATTERN`."""
         tokens = self.vocabulary[: -len(SPECIAL_TOKENS)]
         lines = [f"{base64.b64encode(token).decode()} {id}\n" for id, token in enumerate(tokens)]
         Path(path).write_text("".join(lines), encoding="ascii")
@@ -99,14 +99,14 @@ class Tokenizer:
     @functools.cached_property
     def hash(self) -> str:
         """Names the vocabulary: equal for two tokenizers that give equal ids for every text."""
-        facts = json.dumps([VERSION, bpe.PATTERN, SPECIAL_TOKENS]).encode()
+        facts = json.dumps([VERSION, bpe_chunks.PATTERN, SPECIAL_TOKENS]).encode()
         return hashlib.sha256(facts + self.merges.astype("<i4").tobytes()).hexdigest()
 
     def to_json(self) -> dict:
         """The file's content: a Hugging Face tokenizer.json, with our version and hash in its "model"."""
         names = ["".join(map(byte_letters().__getitem__, token)) for token in self.vocabulary[: -len(SPECIAL_TOKENS)]]
         byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
-        split = {"type": "Split", "pattern": {"Regex": bpe.PATTERN}, "behavior": "Isolated", "invert": False}
+        split = {"type": "Split", "pattern": {"Regex": bpe_chunks.PATTERN}, "behavior": "Isolated", "invert": False}
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         return {
             "version": "1.0",
@@ -134,7 +134,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, never a special one. Halves of surrogate pairs that stand alone count as U+FFFD."""
-        ids, _ = self.encoder.encode_many([bpe.to_bytes(text)])
+        ids, _ = self.encoder.encode_many([bpe_chunks.to_bytes(text)])
         return ids.astype(self.dtype)
 
     def encode_bytes(self, data: bytes) -> np.ndarray:
@@ -144,7 +144,7 @@ class Tokenizer:
 
     def encode_batch(self, texts: Sequence[str], threads: int | None = None) -> list[np.ndarray]:
         """`encode` of each text, on all cores or `threads`. They are views of larger arrays: copy what you keep."""
-        threads = threads or bpe.cpu_count()
+        threads = threads or bpe_chunks.cpu_count()
         tasks, size = [[]], 0
         for text in texts:
             if size + len(text) > TASK_BYTES and tasks[-1]:
@@ -159,7 +159,7 @@ class Tokenizer:
             return [ids for group in pool.map(self._encode_task, tasks) for ids in group]
 
     def _encode_task(self, texts: Sequence[str]) -> list[np.ndarray]:
-        ids, bounds = self.encoder.encode_many(list(map(bpe.to_bytes, texts)))
+        ids, bounds = self.encoder.encode_many(list(map(bpe_chunks.to_bytes, texts)))
         ids, bounds = ids.astype(self.dtype), bounds.tolist()
         return [ids[i:j] for i, j in zip(bounds, bounds[1:])]
 

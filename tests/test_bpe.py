@@ -12,7 +12,7 @@ import tiktoken
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from nanochat import bpe
+from nanochat import bpe, bpe_chunks, bpe_train, unicode_classes
 
 TEXTS = [
     "",
@@ -44,22 +44,22 @@ mixed_text = st.lists(st.sampled_from(FRAGMENTS) | st.characters(codec="utf-8", 
 @functools.cache
 def newer_characters() -> frozenset[str]:
     """Letters and digits to the `regex` module that had no meaning in Unicode 16, the version that we keep to."""
-    known = bpe.char_classes()
+    known = unicode_classes.char_classes()
     everything = "".join(chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000)
-    return frozenset(c for c in regex.findall(r"[\p{L}\p{N}]", everything) if known[ord(c)] == bpe.OTHER)
+    return frozenset(c for c in regex.findall(r"[\p{L}\p{N}]", everything) if known[ord(c)] == unicode_classes.OTHER)
 
 
 def expected_split(data: bytes) -> list[bytes]:
     """What the published pattern does, a bad byte being a character that is no letter, digit or space."""
     return [
         m.encode("utf-8", "surrogateescape")
-        for m in regex.findall(bpe.PATTERN, data.decode("utf-8", "surrogateescape"))
+        for m in regex.findall(bpe_chunks.PATTERN, data.decode("utf-8", "surrogateescape"))
     ]
 
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_split_equals_the_pattern(text):
-    assert bpe.split(text.encode()) == expected_split(text.encode())
+    assert bpe_chunks.split(text.encode()) == expected_split(text.encode())
 
 
 @settings(max_examples=1000, deadline=None)
@@ -68,7 +68,7 @@ def test_split_equals_the_pattern(text):
 @example(" \n \n  x")
 def test_split_equals_the_pattern_on_any_text(text):
     data = "".join(c for c in text if c not in newer_characters()).encode()
-    assert bpe.split(data) == expected_split(data)
+    assert bpe_chunks.split(data) == expected_split(data)
 
 
 @settings(max_examples=600, deadline=None)
@@ -76,7 +76,7 @@ def test_split_equals_the_pattern_on_any_text(text):
 @example([b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82a", b"\xf0\x9f\x98"])
 def test_split_of_invalid_utf8(parts):
     data = b"".join(p if isinstance(p, bytes) else p.encode("utf-8", "surrogatepass") for p in parts)
-    chunks = bpe.split(data)
+    chunks = bpe_chunks.split(data)
     assert b"".join(chunks) == data
     if newer_characters().isdisjoint(data.decode("utf-8", "surrogateescape")):
         assert chunks == expected_split(data)
@@ -86,10 +86,14 @@ def test_classes_are_those_of_tiktoken():
     """Every Unicode scalar value; tiktoken 0.14 knows Unicode 16."""
     everything = "".join(chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000)
     single_bytes = {bytes([byte]): byte for byte in range(256)}
-    for pattern, kinds in ((r"\p{L}", [bpe.LETTER]), (r"\p{N}", [bpe.NUMBER]), (r"\s", [bpe.SPACE, bpe.NEWLINE])):
+    for pattern, kinds in (
+        (r"\p{L}", [unicode_classes.LETTER]),
+        (r"\p{N}", [unicode_classes.NUMBER]),
+        (r"\s", [unicode_classes.SPACE, unicode_classes.NEWLINE]),
+    ):
         encoding = tiktoken.Encoding("x", pat_str=pattern, mergeable_ranks=single_bytes, special_tokens={})
         matched = bytes(encoding.encode_ordinary(everything)).decode()
-        assert [ord(c) for c in matched] == np.flatnonzero(np.isin(bpe.char_classes(), kinds)).tolist()
+        assert [ord(c) for c in matched] == np.flatnonzero(np.isin(unicode_classes.char_classes(), kinds)).tolist()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -98,7 +102,7 @@ def test_classes_are_those_of_tiktoken():
 
 def naive_train(texts: list[str], n_merges: int) -> list[tuple[int, int]]:
     """The rule, word for word: count all pairs anew, take the most frequent, among equals the smallest; merge it."""
-    chunks = Counter(chunk for text in texts for chunk in regex.findall(bpe.PATTERN, text))
+    chunks = Counter(chunk for text in texts for chunk in regex.findall(bpe_chunks.PATTERN, text))
     words = [(list(chunk.encode()), count) for chunk, count in chunks.items()]
     merges = []
     while len(merges) < n_merges:
@@ -124,35 +128,35 @@ def as_pairs(merges: np.ndarray) -> list[tuple[int, int]]:
 
 
 def test_train_equals_the_naive_trainer():
-    assert as_pairs(bpe.train(documents(), 250, threads=2)) == naive_train(documents(), 250)
+    assert as_pairs(bpe_train.train(documents(), 250, threads=2)) == naive_train(documents(), 250)
 
 
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.text(alphabet="aab ", max_size=40) | st.text(alphabet="xyé1\n ", max_size=40), max_size=6))
 @example(["aaaa aaa aa a", "ababababa"])
 def test_train_equals_the_naive_trainer_on_repeats(texts):
-    assert as_pairs(bpe.train(texts, 60, threads=1)) == naive_train(texts, 60)
+    assert as_pairs(bpe_train.train(texts, 60, threads=1)) == naive_train(texts, 60)
 
 
 def test_train_equals_rustbpe():
     rustbpe = pytest.importorskip("rustbpe")  # pip install rustbpe
     peer = rustbpe.Tokenizer()
-    peer.train_from_iterator(iter(documents()), 256 + 500, pattern=bpe.PATTERN)
+    peer.train_from_iterator(iter(documents()), 256 + 500, pattern=bpe_chunks.PATTERN)
     tokens = [bytes(token) for token, _ in sorted(peer.get_mergeable_ranks(), key=lambda item: item[1])]
-    assert vocabulary(bpe.train(documents(), 500)) == tokens
+    assert vocabulary(bpe_train.train(documents(), 500)) == tokens
 
 
 def test_counts_do_not_depend_on_the_size_of_tables():
-    counter = bpe.ChunkCounter(room=8)
+    counter = bpe_train.ChunkCounter(room=8)
     for text in documents():
         counter.add([text.encode()])
     starts, text, counts = counter.finish()
     found = {text[i:j].tobytes(): n for i, j, n in zip(starts, starts[1:], counts)}
-    assert found == Counter(chunk for text in documents() for chunk in bpe.split(text.encode()))
+    assert found == Counter(chunk for text in documents() for chunk in bpe_chunks.split(text.encode()))
 
 
 def test_counting_past_the_limit_forgets_only_what_came_once():
-    counter = bpe.ChunkCounter(limit=100, room=32)
+    counter = bpe_train.ChunkCounter(limit=100, room=32)
     for k in range(3000):
         counter.add([f" common{'x' * (k % 10)} u{'y' * (k % 7)}{chr(0x4E00 + k)}".encode()])
     starts, text, counts = counter.finish()
@@ -163,13 +167,13 @@ def test_counting_past_the_limit_forgets_only_what_came_once():
 
 def test_max_chars_and_doc_cap():
     texts = ["abab" * 50, "cdcd" * 50, "xyxy" * 50]
-    assert as_pairs(bpe.train(texts, 9, doc_cap=4)) == naive_train([t[:4] for t in texts], 9)
-    assert as_pairs(bpe.train(iter(texts), 9, max_chars=203)) == naive_train([texts[0], texts[1][:3]], 9)
+    assert as_pairs(bpe_train.train(texts, 9, doc_cap=4)) == naive_train([t[:4] for t in texts], 9)
+    assert as_pairs(bpe_train.train(iter(texts), 9, max_chars=203)) == naive_train([texts[0], texts[1][:3]], 9)
 
 
 def test_train_reports_progress():
     reports = []
-    bpe.train(documents(), 50, max_chars=9000, report=lambda *report: reports.append(report))
+    bpe_train.train(documents(), 50, max_chars=9000, report=lambda *report: reports.append(report))
     assert reports[0] == ("count", 9000, 9000)
     assert reports[-1] == ("merge", 50, 50)
 
@@ -187,7 +191,7 @@ def vocabulary(merges: np.ndarray) -> list[bytes]:
 
 @pytest.fixture(scope="module")
 def merges() -> np.ndarray:
-    return bpe.train(documents(), 700)
+    return bpe_train.train(documents(), 700)
 
 
 @pytest.fixture(scope="module")
@@ -198,11 +202,11 @@ def encoder(merges) -> bpe.Encoder:
 @pytest.fixture(scope="module")
 def peer(merges) -> tiktoken.Encoding:
     ranks = {token: id for id, token in enumerate(vocabulary(merges))}
-    return tiktoken.Encoding("x", pat_str=bpe.PATTERN, mergeable_ranks=ranks, special_tokens={})
+    return tiktoken.Encoding("x", pat_str=bpe_chunks.PATTERN, mergeable_ranks=ranks, special_tokens={})
 
 
 def encode(encoder: bpe.Encoder, text: str) -> list[int]:
-    return encoder.encode_many([bpe.to_bytes(text)])[0].tolist()
+    return encoder.encode_many([bpe_chunks.to_bytes(text)])[0].tolist()
 
 
 @pytest.mark.parametrize("text", TEXTS + documents()[:5])
@@ -252,8 +256,9 @@ def test_surrogates_as_in_tiktoken(encoder, peer, text):
 
 def test_import_compiles_nothing(tmp_path):
     """Nor does it write a cache, print, or load torch."""
-    code = "import sys, nanochat.tokenizer, nanochat.bpe as b; assert 'torch' not in sys.modules; "
-    code += "assert not any(k.dispatcher.signatures for k in vars(b).values() if isinstance(k, b.Kernel))"
+    code = "import sys, nanochat.tokenizer, nanochat.bpe as b, nanochat.bpe_train as t\n"
+    code += "assert 'torch' not in sys.modules\n"
+    code += "for value in [*vars(b).values(), *vars(t).values()]:\n    assert not getattr(value, 'ready', False)"
     environment = {"NUMBA_CACHE_DIR": str(tmp_path), "PATH": "", "HOME": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

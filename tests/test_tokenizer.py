@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nanochat import bpe
+from nanochat import bpe_chunks
 from nanochat.tokenizer import SPECIAL_TOKENS, StreamDecoder, Tokenizer
 
 WORDS = "the cat sat on the mat, the dog sat on the log; hello world, hello there! 1 + 2 = 3. Über Köln 한국어 😀😀 "
@@ -121,7 +121,7 @@ def test_tiktoken_reads_the_export(tokenizer, tmp_path):
 
     tokenizer.save_tiktoken(tmp_path / "ranks.tiktoken")
     ranks = load_tiktoken_bpe(str(tmp_path / "ranks.tiktoken"))
-    peer = tiktoken.Encoding("x", pat_str=bpe.PATTERN, mergeable_ranks=ranks, special_tokens=tokenizer.special)
+    peer = tiktoken.Encoding("x", pat_str=bpe_chunks.PATTERN, mergeable_ranks=ranks, special_tokens=tokenizer.special)
     assert peer.encode_ordinary(WORDS) == tokenizer.encode(WORDS).tolist()
     assert peer.n_vocab == tokenizer.vocab_size
 
