@@ -80,16 +80,14 @@ def reference_text(conversation: dict) -> str:
     return visible_text(conversation["messages"][-1]["content"])
 
 
-def render_multiple_choice(
-    question: str, letters: Sequence[str], choices: Sequence[str], request: str = "Answer with one letter."
-) -> str:
-    """The one form in which all tasks with choices ask.
+def render_multiple_choice(question: str, letters: Sequence[str], choices: Sequence[str]) -> str:
+    """The one form in which all categorical tasks ask.
 
     The letter follows its choice, since a small model binds it better to what it has just read; and there is no space
     before it, so that it is the very token of the answer.
     """
     lines = "".join(f"- {choice}={letter}\n" for choice, letter in zip(choices, letters, strict=True))
-    return f"{question}\n{lines}{request}"
+    return f"{question}\n{lines}Answer with one letter."
 
 
 class TaskMixture:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nanochat import dataset
-from tasks.common import LETTERS, Answer, Task, exchange, generator, pick, reference_text, render_multiple_choice
+from tasks.common import LETTERS, Answer, Task, exchange, generator, pick, reference_text
 
 LONGEST_ANSWER = 120  # characters; a model of the quickstart's size loses the thread in longer sentences
 LONGEST_TEXT = 140  # characters, of what a topic is to be found for
@@ -178,8 +178,9 @@ class Topic(Task):
     """Which of four topics does an article's first sentence belong to? The wrong ones are those of articles drawn at
     random, so that a topic is offered about as often as it is right, and guessing the commonest does not pay.
 
-    The answer repeats the line of the list, "- Geography=C", and not the letter alone: a model of three layers says the
-    name and then copies its letter, but in minutes it does not learn to bind letters to names before it has said one.
+    The answer repeats the line of the list, "- Geography C", and not the letter alone: a model of three layers says the
+    name and then copies what followed it before, but in minutes it does not learn to bind a letter to a name that it
+    has not said. For the same reason nothing stands between the name and the letter.
     """
 
     name = "Topic"
@@ -204,9 +205,10 @@ class Topic(Task):
             choices += [topic] if topic not in choices else []
         choices = [choices[i] for i in rng.permutation(4)]
         way = WHICH_TOPIC[0] if self.split == "test" else pick(rng, WHICH_TOPIC)
-        question = render_multiple_choice(f"{way}\n{beginning(article)}", LETTERS[:4], choices, "Answer with one line.")
-        line = f"- {article['topic']}={LETTERS[choices.index(article['topic'])]}"
-        return {"messages": exchange(question, line), "title": article["title"]}
+        lines = [f"- {choice} {letter}" for choice, letter in zip(choices, LETTERS)]
+        question = "\n".join([way, beginning(article), *lines, "Answer with one line."])
+        answer = lines[choices.index(article["topic"])]
+        return {"messages": exchange(question, answer), "title": article["title"]}
 
     def grade(self, conversation: dict, completion: Answer) -> bool:
         """Is the last letter of the answer the right one?"""

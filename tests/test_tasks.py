@@ -211,7 +211,7 @@ def test_topics_cannot_be_guessed(tasks):
         question, line = (m["content"] for m in conversation["messages"])
         letter = line[-1]
         assert line in question.splitlines()
-        choices = dict((line[-1], line[2:-2]) for line in question.splitlines() if re.fullmatch(r"- .+=[A-D]", line))
+        choices = dict((line[-1], line[2:-2]) for line in question.splitlines() if re.fullmatch(r"- .+ [A-D]", line))
         assert choices[letter] == TOPICS[topics[conversation["title"]]]
         assert len(set(choices.values())) == 4
         answers.append(letter)
