@@ -7,7 +7,7 @@ import math
 import signal
 from collections.abc import Callable
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import torch
 
@@ -203,10 +203,9 @@ def train_chat(
     if finished(checkpoint, dist):
         return None
     start = checkpoint or checkpoint_manager.load(source, tag, cfg.source_step, device=dist.device)
-    settings = checkpoint_manager.load(source, tag, cfg.source_step).settings if checkpoint else start.settings
     T = cfg.max_seq_len or start.model.config.sequence_len
-    batch_tokens = cfg.total_batch_size or settings["total_batch_size"]
-    rows = whole_rows(batch_tokens, T, dist)
+    rows = whole_rows(cfg.total_batch_size or start.settings["total_batch_size"], T, dist)
+    cfg = replace(cfg, max_seq_len=T, total_batch_size=rows * T)  # what the next stage starts from
     open_ended = cfg.minutes is not None or cfg.num_steps is not None
     batches = Batches(
         ChatSource(start.tokenizer, train_on, T, cfg.seed),

@@ -4,7 +4,7 @@ python -m scripts.base_train --depth=4 --data=wiki
 torchrun --standalone --nproc_per_node=8 -m scripts.base_train -- --depth=20
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -51,6 +51,7 @@ def main(cfg: Config) -> None:
         model.to(dist.device)
         tokens, batch_tokens = horizon(model)
         rows = whole_rows(cfg.total_batch_size or batch_tokens, cfg.max_seq_len, dist)
+        cfg = replace(cfg, total_batch_size=rows * cfg.max_seq_len)  # what the next stage starts from
         num_steps = cfg.num_steps or (None if cfg.minutes else max(1, round(tokens / (rows * cfg.max_seq_len))))
         source = DocumentSource.open(tokenizer, cfg.data, "train", cfg.max_seq_len, cfg.seed)
         position = checkpoint.state.data if checkpoint else None
