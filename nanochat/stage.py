@@ -206,6 +206,7 @@ def train_chat(
     T = cfg.max_seq_len or start.model.config.sequence_len
     rows = whole_rows(cfg.total_batch_size or start.settings["total_batch_size"], T, dist)
     cfg = replace(cfg, max_seq_len=T, total_batch_size=rows * T)  # what the next stage starts from
+    start.model.config = replace(start.model.config, sequence_len=T)
     open_ended = cfg.minutes is not None or cfg.num_steps is not None
     batches = Batches(
         ChatSource(start.tokenizer, train_on, T, cfg.seed),
