@@ -44,7 +44,7 @@ class RunConfig:
     num_steps: int | None = None
     """stop after this many optimizer steps"""
     minutes: float | None = None
-    """stop after this much training time, whatever the machine's speed; the schedule follows the clock"""
+    """stop after this much time, whatever the machine's speed; the schedule follows the clock"""
     device_batch_size: int = 16
     """rows at once on a device; halve it if memory runs out: the result stays the same"""
     lr_scale: float = 1.0

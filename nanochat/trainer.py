@@ -95,7 +95,7 @@ def fit(
     minutes: float | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> State:
-    """Train until `batches` end, `num_steps` are done, or `minutes` of training have passed, whichever is first.
+    """Train until `batches` end, `num_steps` are done, or `minutes` have passed, hooks included, whichever is first.
 
     `batches` yields the micro-batches of one step, and has `.position` (JSON values, kept in the state) and
     `.progress` in [0, 1] or None. The progress that the schedule sees is the largest of steps, time and data.
@@ -104,6 +104,7 @@ def fit(
     """
     bad = 0
     iterator = iter(batches)
+    before = time.monotonic()
     while not _finished(state, num_steps, minutes):
         start = time.monotonic()
         micro_batches = next(iterator, None)
@@ -120,16 +121,17 @@ def fit(
                 f"The loss was not finite {bad} times in a row, at step {state.step}. The weights are as before "
                 "the first of these steps. Lower the learning rate (--lr_scale=0.5) and resume (--resume)."
             )
-        seconds = time.monotonic() - start
+        now = time.monotonic()
         state.step += 1
         state.tokens += tokens
-        state.seconds += seconds
+        state.seconds += now - before  # also what the hooks took since the step before
+        before = now
         state.data = dict(getattr(batches, "position", {}))
         state.progress = _progress(state, num_steps, minutes, getattr(batches, "progress", None), dist)
         stop = bool(dist.all_reduce(torch.tensor(float(should_stop()), device=dist.device), "max"))
         last = stop or _finished(state, num_steps, minutes) or state.progress >= 1
         for hook in hooks:
-            hook(Step(state, loss, multiplier, tokens / seconds, last))
+            hook(Step(state, loss, multiplier, tokens / (now - start), last))
         if stop or state.progress >= 1:
             break
     return state

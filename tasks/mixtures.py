@@ -51,7 +51,7 @@ def evaluation_tasks() -> list[Task]:
     ]
 
 
-def validation(size: int = 48) -> dict[str, list[dict]]:
+def validation(size: int = 16) -> dict[str, list[dict]]:
     """Name of a task -> a few of its held-out conversations, whose loss is watched during training."""
     return {task.name: [task[index] for index in range(min(size, len(task)))] for task in evaluation_tasks()}
 
