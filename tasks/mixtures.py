@@ -16,11 +16,11 @@ EXCHANGES = 4  # at most, in one conversation of the quickstart
 def mid_mixture(size: int = 20_000, seed: int = 1) -> TaskMixture:
     """Midtraining of the quickstart: the forms of a chat, and most practice where most has to be learned."""
     shares = [
-        (Arithmetic("train"), 0.16),
-        (Spelling("train"), 0.28),
-        (LetterCount("train"), 0.14),
-        (Topic("train"), 0.16),
-        (WhatIs("train"), 0.12),
+        (Arithmetic("train"), 0.10),
+        (Spelling("train"), 0.36),
+        (LetterCount("train"), 0.15),
+        (Topic("train"), 0.12),
+        (WhatIs("train"), 0.13),
         (Identity("train"), 0.14),
     ]
     return TaskMixture([(task, round(share * size)) for task, share in shares], seed, EXCHANGES)
@@ -29,12 +29,12 @@ def mid_mixture(size: int = 20_000, seed: int = 1) -> TaskMixture:
 def sft_mixture(size: int = 8_000, seed: int = 2) -> TaskMixture:
     """Finetuning of the quickstart: the same tasks in other items, more evenly."""
     shares = [
-        (Arithmetic("train"), 0.12),
-        (Spelling("train"), 0.22),
+        (Arithmetic("train"), 0.08),
+        (Spelling("train"), 0.32),
         (LetterCount("train"), 0.14),
-        (Topic("train"), 0.20),
+        (Topic("train"), 0.12),
         (WhatIs("train"), 0.16),
-        (Identity("train"), 0.16),
+        (Identity("train"), 0.18),
     ]
     return TaskMixture([(task, round(share * size)) for task, share in shares], seed, EXCHANGES)
 
