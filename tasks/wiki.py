@@ -1,7 +1,7 @@
 """Questions about Wikipedia's vital articles: what is it, and which topic does it belong to.
 
-In: the articles of the embedded corpus. Out: WhatIs (a sentence to write) and Topic (one of four to choose). The articles
-that pretraining holds out are the test split, so a model answers about what it has never read.
+In: the articles of the embedded corpus. Out: WhatIs (a sentence to write) and Topic (one of four to choose). The test
+split is the articles that pretraining holds out, so a model answers about what it has never read.
 """
 
 import re
