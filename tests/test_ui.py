@@ -348,6 +348,7 @@ def test_a_phone(open_page, watch, scheme):
 
 def contrast(page, selector: str) -> float:
     """WCAG's ratio between an element's text and what is behind it."""
+    page.wait_for_selector(selector)
     return page.evaluate(
         """(selector) => {
             const rgb = (color) => color.match(/[\\d.]+/g).map(Number);
