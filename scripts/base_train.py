@@ -38,7 +38,9 @@ def main(cfg: Config) -> None:
     with setup(cfg.device) as dist:
         path = base_dir() / "tokenizer" / "tokenizer.json"
         if not path.exists():
-            raise SystemExit(f"There is no tokenizer at {path}. Train one: python -m scripts.tok_train --data={cfg.data}")
+            raise SystemExit(
+                f"There is no tokenizer at {path}. Train one: python -m scripts.tok_train --data={cfg.data}"
+            )
         tokenizer = Tokenizer.load(path)
         tag = cfg.model_tag or f"d{cfg.depth}"
         checkpoint = resume_point(cfg, "base", tag, dist)
