@@ -92,7 +92,7 @@ def answer_with_letters(
 ) -> Iterator[Answer]:
     """The likeliest of each item's letters, read where the answer would begin. Longest prompts first."""
     device = next(model.parameters()).device
-    budget = tokens_per_batch or (4096 if device.type == "cpu" else 65536)
+    budget = tokens_per_batch or (2048 if device.type == "cpu" else 65536)
     items = [(index, task[index]) for index in indices]
     prompts = [cut_prompt(tokenizer.render_for_completion(c), model.config.sequence_len) for _, c in items]
     order = sorted(range(len(items)), key=lambda i: -len(prompts[i][0]))

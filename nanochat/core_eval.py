@@ -116,7 +116,7 @@ def evaluate_task(model, tokenizer, task, rows, chance, max_items=None, tokens_p
     count = min(len(rows), max_items or len(rows))
     device = next(model.parameters()).device
     limit = model.config.sequence_len
-    budget = tokens_per_batch or (4096 if device.type == "cpu" else 65536)
+    budget = tokens_per_batch or (2048 if device.type == "cpu" else 65536)
     right, cut, done = torch.zeros(count, device=device), torch.zeros(1, device=device), 0
     progress = Progress(task.name, len(range(dist.rank, count, dist.world_size)), unit="item", dist=dist)
     for start in range(dist.rank, count, dist.world_size * 2048):
@@ -321,7 +321,7 @@ def score_chunk(model, items: list[Item], budget: int) -> list[tuple[list[np.nda
     # The rest of each candidate: its tokens but the last are read, its tokens but the first are scored.
     order = sorted((c for c, ids in enumerate(own) if len(ids) > 1), key=lambda c: -len(own[c]))
     while order:
-        count = max(1, budget // len(own[order[0]]))
+        count = max(1, budget // (len(own[order[0]]) + prefixes.size(1)))  # a row also reads its prefix
         chunk, order = order[:count], order[count:]
         read, scored = pad([own[c][:-1] for c in chunk], device), pad([own[c][1:] for c in chunk], device)
         rows = torch.tensor([owner[c] for c in chunk], device=device)

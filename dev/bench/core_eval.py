@@ -71,7 +71,7 @@ def main(cfg: Config) -> None:
         middle = time.process_time()
         ours = {
             i: core_eval.judge(task, rows[i], losses, hits)
-            for i, losses, hits in core_eval.score_items(model, items, 4096)
+            for i, losses, hits in core_eval.score_items(model, items, 2048)
         }
         seconds = (middle - start, time.process_time() - middle)
         agree &= plain == [ours[i] for i in range(len(items))]
