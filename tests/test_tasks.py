@@ -210,6 +210,7 @@ def test_topics_cannot_be_guessed(tasks):
         conversation = task[i]
         question, answer = (m["content"] for m in conversation["messages"])
         choices = [line[2:] for line in question.splitlines() if line.startswith("- ")]
+        answer = answer.removeprefix("- ")
         assert answer == TOPICS[topics[conversation["title"]]]
         assert len(set(choices)) == 4
         places.append(choices.index(answer))
