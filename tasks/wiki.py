@@ -178,8 +178,8 @@ class Topic(Task):
     """Which of four topics does an article's first sentence belong to? The wrong ones are those of articles drawn at
     random, so that a topic is offered about as often as it is right, and guessing the commonest does not pay.
 
-    The answer is the line of the list and not a letter: in minutes a small model learns to tell topics apart and to copy
-    what it was offered, but not to bind a letter to each name.
+    The answer is a line of the list and not a letter: in minutes a small model learns to tell topics apart and to copy
+    what it is offered, but not to bind a letter to each name.
     """
 
     name = "Topic"
@@ -204,9 +204,7 @@ class Topic(Task):
             choices += [topic] if topic not in choices else []
         choices = [choices[i] for i in rng.permutation(4)]
         way = WHICH_TOPIC[0] if self.split == "test" else pick(rng, WHICH_TOPIC)
-        question = "\n".join(
-            [way, beginning(article), *(f"- {choice}" for choice in choices), "Answer with one line."]
-        )
+        question = "\n".join([way, beginning(article), *(f"- {choice}" for choice in choices), "Answer with one line."])
         return {"messages": exchange(question, f"- {article['topic']}"), "title": article["title"]}
 
     def grade(self, conversation: dict, completion: Answer) -> bool:
