@@ -1,0 +1,179 @@
+"""The tokenizer beside its peers, in one run: training, encoding, one message, cold and warm start.
+
+In: a dataset prepared by nanochat.dataset. Out: a table of medians and ratios. A peer that is not installed is left out.
+
+    python -m dev.bench.tokenizer --data=wiki --megabytes=25
+"""
+
+import importlib
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from nanochat import bpe_chunks, dataset
+from nanochat.configurator import parse
+from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+START = """
+import time; start = time.perf_counter()
+from nanochat.tokenizer import Tokenizer
+tokenizer = Tokenizer.load({path!r})
+tokenizer.encode("Why is the sky blue?")
+print(time.perf_counter() - start)
+"""
+TRAIN = """
+from nanochat.tokenizer import Tokenizer
+import time; start = time.perf_counter()
+Tokenizer.train(["Why is the sky blue?" * 99], 300).encode("a" * 999)
+print(time.perf_counter() - start)
+"""
+
+
+@dataclass(frozen=True)
+class Config:
+    """The tokenizer beside its peers."""
+
+    data: str = "wiki"
+    """dataset to train on and to encode"""
+    megabytes: float = 25
+    """of text, cut into documents of 2,000 characters"""
+    vocab_sizes: tuple[int, ...] = (8192, 65536)
+    """to train"""
+    repeats: int = 5
+    """of which the median counts; peers and ours take turns"""
+    threads: int = 2
+    """the most that anybody may use"""
+    slow: bool = True
+    """also run the peers that take long: Hugging Face's trainer, tiktoken on all of the text"""
+
+
+def main(cfg: Config) -> None:
+    os.environ["RAYON_NUM_THREADS"] = os.environ["TOKENIZERS_NUM_THREADS"] = str(cfg.threads)  # the peers are in Rust
+    texts = documents(cfg)
+    size = sum(len(text.encode()) for text in texts)
+    print(f"{size / 1e6:.1f} MB in {len(texts):,} documents, at most {cfg.threads} threads")
+    Tokenizer.train(texts[:10], 300).encode_batch(texts[:10])  # compiled, or read from disk, before any clock starts.
+    for vocab_size in cfg.vocab_sizes:
+        table(f"Training, {vocab_size:,} ids", race(trainers(texts, vocab_size, cfg), cfg.repeats), size)
+    tokenizer = Tokenizer.train(texts, cfg.vocab_sizes[-1])
+    for threads in sorted({1, cfg.threads}):
+        runners = encoders(tokenizer, texts, threads, cfg)
+        table(f"Encoding, {len(tokenizer.merges):,} merges, threads: {threads}", race(runners, cfg.repeats), size)
+    agree(tokenizer, texts)
+    message = "Could you explain to me, in simple words, why the sky is blue? " * 3
+    table("One message of 190 characters", race({"nanochat": lambda: tokenizer.encode(message)}, 101), len(message))
+    starts(tokenizer, cfg)
+
+
+def documents(cfg: Config) -> list[str]:
+    dataset.require(cfg.data)
+    texts, left = [], int(cfg.megabytes * 1e6)
+    for document in dataset.documents(cfg.data, "train"):
+        for k in range(0, len(document), 2000):
+            texts.append(document[k : k + 2000])
+            left -= len(texts[-1].encode())
+            if left <= 0:
+                return texts
+    return texts
+
+
+def peer(name: str):
+    """A package, or None if it is not here."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        print(f"({name} is left out: {error})")
+        return None
+
+
+def trainers(texts: list[str], vocab_size: int, cfg: Config) -> dict[str, Callable]:
+    found = {"nanochat": lambda: Tokenizer.train(texts, vocab_size, threads=cfg.threads)}
+    n = vocab_size - len(SPECIAL_TOKENS)
+    if rustbpe := peer("rustbpe"):
+        found["rustbpe"] = lambda: rustbpe.Tokenizer().train_from_iterator(iter(texts), n, pattern=bpe_chunks.PATTERN)
+    if gigatoken := peer("gigatoken"):  # cuts text by GPT-2's pattern, which makes fewer different chunks
+        joined = "<|bos|>".join(texts).encode()
+        found["gigatoken"] = lambda: gigatoken.train_bpe(joined, n, ["<|bos|>"], separator=b"<|bos|>")
+    if cfg.slow and (tokenizers := peer("tokenizers")):
+        found["tokenizers"] = lambda: train_tokenizers(tokenizers, texts, n)
+    return found
+
+
+def train_tokenizers(tokenizers, texts: list[str], vocab_size: int) -> None:
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    split = tokenizers.pre_tokenizers.Split(tokenizers.Regex(bpe_chunks.PATTERN), "isolated")
+    byte_level = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Sequence([split, byte_level])
+    alphabet = tokenizers.pre_tokenizers.ByteLevel.alphabet()
+    trainer = tokenizers.trainers.BpeTrainer(vocab_size=vocab_size, initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+
+
+def encoders(tokenizer: Tokenizer, texts: list[str], threads: int, cfg: Config) -> dict[str, Callable]:
+    found = {"nanochat": lambda: tokenizer.encode_batch(texts, threads=threads)}
+    if cfg.slow and peer("tiktoken"):
+        encoding = as_tiktoken(tokenizer)
+        found["tiktoken"] = lambda: encoding.encode_ordinary_batch(texts, num_threads=threads)
+    if gigatoken := peer("gigatoken"):
+        with tempfile.TemporaryDirectory() as folder:
+            tokenizer.save(Path(folder) / "tokenizer.json")
+            other = gigatoken.Tokenizer(str(Path(folder) / "tokenizer.json"))
+        found["gigatoken"] = lambda: other.encode_batch(texts, parallel=threads > 1)
+    return found
+
+
+def as_tiktoken(tokenizer: Tokenizer):
+    import tiktoken
+
+    ranks = {token: id for id, token in enumerate(tokenizer.vocabulary[: -len(SPECIAL_TOKENS)])}
+    return tiktoken.Encoding("ours", pat_str=bpe_chunks.PATTERN, mergeable_ranks=ranks, special_tokens={})
+
+
+def agree(tokenizer: Tokenizer, texts: list[str]) -> None:
+    if peer("tiktoken"):
+        expected = as_tiktoken(tokenizer).encode_ordinary_batch(texts, num_threads=2)
+        same = sum(ids.tolist() == other for ids, other in zip(tokenizer.encode_batch(texts), expected))
+        print(f"\nids equal to tiktoken's: {same:,} of {len(texts):,} documents")
+
+
+def race(runners: dict[str, Callable], repeats: int) -> dict[str, tuple[float, float]]:
+    """Medians of wall and CPU seconds; the runners take turns, so that all meet the same weather."""
+    taken: dict[str, list] = {name: [] for name in runners}
+    for _ in range(repeats):
+        for name, run in runners.items():
+            wall, cpu = time.perf_counter(), time.process_time()
+            run()
+            taken[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return {name: tuple(map(statistics.median, zip(*times))) for name, times in taken.items()}
+
+
+def table(title: str, medians: dict[str, tuple[float, float]], size: int) -> None:
+    print(f"\n{title:<44}{'seconds':>10}{'CPU s':>10}{'MB/s':>10}{'x ours':>10}")
+    for name, (wall, cpu) in medians.items():
+        print(f"  {name:<42}{wall:>10.4f}{cpu:>10.4f}{size / wall / 1e6:>10.1f}{wall / medians['nanochat'][0]:>10.2f}")
+
+
+def starts(tokenizer: Tokenizer, cfg: Config) -> None:
+    """New processes: with nothing compiled yet, then with everything on disk."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(Path(folder) / "tokenizer.json")
+        tokenizer.save(path)
+        environment = os.environ | {"NUMBA_CACHE_DIR": folder}
+
+        def run(code: str) -> float:
+            command = [sys.executable, "-c", code]
+            return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
+
+        print(f"\ncold: compile all, train and encode a little   {run(TRAIN):.2f} s")
+        warm = statistics.median(run(START.format(path=path)) for _ in range(cfg.repeats))
+        print(f"warm: import, load and encode the first message {warm:.2f} s")
+
+
+if __name__ == "__main__":
+    main(parse(Config))
