@@ -30,8 +30,8 @@ def plan(cfg: Config, device: str) -> dict[str, str]:
     """Every size that quickstart.sh needs, as text."""
     overhead = min(2.8, cfg.minutes / 3)  # starting, tokenizer and evaluation, minutes on two slow cores
     training = cfg.minutes - overhead
-    # In so little time small models are better: dev/LOG.md. Four layers pay from about half an hour on.
-    depth = cfg.depth or ({"cpu": 3, "mps": 4, "cuda": 6}[device] + (cfg.minutes >= 30))
+    # In so little time small models are better: dev/LOG.md.
+    depth = cfg.depth or ({"cpu": 2, "mps": 4, "cuda": 6}[device] + (cfg.minutes >= 30))
     return {
         "DATA": "own" if cfg.data else "wiki",
         "SOURCE": str(cfg.data.expanduser().resolve()) if cfg.data else "",
