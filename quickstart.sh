@@ -49,7 +49,7 @@ stage "Evaluation" python -m scripts.chat_eval -i sft -g quickstart --max_items=
 stage "Report" python -m nanochat.report generate
 
 printf '\nA talk with the model that you have just trained:\n'
-for question in "Who are you?" "What is 1234 times 56?" 'How many "a" are in "banana"?' "What is the Moon?"; do
+for question in "Who are you?" "What is 1234 times 56?" 'How many "r" are in "strawberry"?' "What is the Moon?"; do
     printf '\n> %s\n' "$question"
     python -m scripts.chat_cli -g quickstart -t 0 -p "$question"
 done
