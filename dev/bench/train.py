@@ -47,8 +47,9 @@ class Config:
 def measure(command: list[str], pattern: str, environment: dict, cwd: Path) -> list[tuple[float, float]]:
     """Run a command; (seconds since its start, bits per byte) for each line that the pattern finds."""
     start, points, tail = time.monotonic(), [], []
+    environment = os.environ | environment | {"PYTHONUNBUFFERED": "1"}  # lines come when they are printed
     process = subprocess.Popen(
-        command, cwd=cwd, env=os.environ | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        command, cwd=cwd, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
     for line in process.stdout:
         tail = [*tail[-20:], line]
