@@ -37,9 +37,10 @@ Two members of the opposition abstained; they want an independent report on the 
     "mathematics": r"""Let $f(x) = x^3 - 6x^2 + 11x - 6$. Then $f(1) = f(2) = f(3) = 0$, so that
 \[ \int_1^3 f(x)\,dx = \left[ \tfrac{x^4}{4} - 2x^3 + \tfrac{11x^2}{2} - 6x \right]_1^3 = 0. \]
 Hence 12 * 37 = 444 and 3 / 8 = 0.375; \sum_{k=1}^{n} k^2 = \frac{n(n+1)(2n+1)}{6}.""",
-    "numbers": "2026-11-22 08:15:03, 1024, 65536, 3.14159, 1,299.00, 42%, 192.168.0.1, 7/8, 1e-05, 0x1F600",
-    "Korean": """오늘 아침에는 비가 내렸지만 오후가 되자 하늘이 맑게 개었다. 아이들은 학교가 끝나고 운동장에서 공을 찼고,
-할머니는 시장에서 사과와 배를 사 오셨다. 저녁에는 온 가족이 모여 앉아 따뜻한 국을 먹었다.""",
+    "numbers": "2026-11-22 08:15:03, 1024, 65536, 3.14159, 1,299.00, 42%, 7/8, 1e-05, 0x1F600",
+    "Korean": """오늘 아침에는 비가 내렸지만 오후가 되자 하늘이 맑게 개었다.
+아이들은 학교가 끝나고 운동장에서 공을 찼고, 할머니는 시장에서 사과와 배를 사 오셨다.
+저녁에는 온 가족이 모여 앉아 따뜻한 국을 먹었다.""",
     "German": """Der Zug nach Würzburg fährt heute außerplanmäßig von Gleis acht. Reisende, die über Fulda weiterfahren
 möchten, erreichen ihre Anschlüsse voraussichtlich zwanzig Minuten später; größere Verspätungen sind möglich.""",
     "Chinese": "春天来了，河边的柳树发出了嫩绿的新芽。老师带着学生们去公园写生，大家画了湖水、小桥和远处的青山。",

@@ -1,6 +1,6 @@
 """The tokenizer beside its peers, in one run: training, encoding, one message, cold and warm start.
 
-In: a dataset prepared by nanochat.dataset. Out: a table of medians and ratios. A peer that is not installed is left out.
+In: a dataset prepared by nanochat.dataset. Out: medians and ratios. Peers that are not installed are left out.
 
     python -m dev.bench.tokenizer --data=wiki --megabytes=25
 """
