@@ -42,6 +42,8 @@ class Sampling:
     """Added to the logits of these tokens."""
     tools: bool = True
     """Run the calculator when the model asks for it."""
+    begin: Sequence[int] = ()
+    """Tokens that the answer begins with, whatever the model says; the seed goes on behind them as if it had."""
 
     def __post_init__(self):
         allowed = {
@@ -121,7 +123,7 @@ class Answer:
         self.decoder = StreamDecoder(tokenizer)
         self.held = ""  # text that may be the beginning of a stop string
         self.told = 0  # of ids, those that went out with a Delta
-        self.forced: deque[int] = deque()  # tokens that come next whatever the model says
+        self.forced: deque[int] = deque(sampling.begin)  # tokens that come next whatever the model says
 
     def add(self, id: int, logprob: TokenLogprob | None) -> tuple[list[Delta], bool]:
         """Take the next token. Returns what can be shown now, and whether the answer ends here."""
@@ -149,7 +151,9 @@ class Answer:
             result = calculate(expression)
             output = self.tokenizer.encode("error" if result is None else result)
             special = self.tokenizer.special
-            self.forced.extend([special["<|output_start|>"], *map(int, output), special["<|output_end|>"]])
+            output = [special["<|output_start|>"], *map(int, output), special["<|output_end|>"]]
+            if list(self.forced) == output[: len(self.forced)]:  # else the answer was begun with another output
+                self.forced = deque(output)
         self.kind = begins.get(name, "text")
         if name in begins:
             self.parts.append({"type": self.kind, "text": ""})

@@ -34,7 +34,7 @@ class Request:
 
     def __init__(self, number: int, prompt: list[int], sampling: Sampling, tokenizer, room: int):
         self.id, self.prompt, self.sampling = number, prompt, sampling
-        self.most_tokens = min(room, sampling.max_tokens or room)
+        self.most_tokens = min(room, len(sampling.begin) + (sampling.max_tokens or room))
         self.seed = secrets.randbits(62) if sampling.seed is None else sampling.seed
         self.answer = Answer(tokenizer, sampling)
         self.completion: Completion | None = None
@@ -109,12 +109,14 @@ class Engine:
         prompt = [int(id) for id in prompt]
         if not prompt:
             raise ValueError("The prompt is empty: it must have at least one token.")
-        if len(prompt) >= self.max_context:
+        given = len(prompt) + len(sampling.begin)
+        if given >= self.max_context:
             raise ValueError(
-                f"The prompt has {len(prompt):,} tokens and the context holds {self.max_context:,}, at least one of "
+                f"The prompt has {given:,} tokens and the context holds {self.max_context:,}, at least one of "
                 "which is for the answer. Shorten the prompt."
             )
-        for name, ids in (("prompt", prompt), ("logit_bias", sampling.logit_bias), ("stop_ids", sampling.stop_ids)):
+        checked = {name: getattr(sampling, name) for name in ("begin", "logit_bias", "stop_ids")}
+        for name, ids in {"prompt": prompt, **checked}.items():
             if ids and not (0 <= min(ids) and max(ids) < self.vocab_size):
                 raise ValueError(
                     f"{name} has token ids from {min(ids)} to {max(ids)}; the vocabulary has {self.vocab_size}."

@@ -1,7 +1,8 @@
 """The shapes of OpenAI's HTTP API: what clients send, checked and turned into our words, and what they get back.
 
 In: JSON bodies. Out: conversations, Samplings, and dicts that the official client libraries understand.
-Our extensions: top_k, min_p, repetition_penalty, and the parts of an answer that used a tool.
+Our extensions: top_k, min_p, repetition_penalty, begin_with, token ids beside logprobs, and the parts of an answer that
+used a tool.
 """
 
 from typing import Annotated, Any, Literal
@@ -120,6 +121,8 @@ class ChatRequest(SamplingRequest):
     functions: list[Any] | None = None
     tool_choice: Any = None
     response_format: dict[str, Any] | None = None
+    begin_with: Text | Annotated[list[TokenId], Field(max_length=2**20)] | None = None
+    """What the answer begins with, whatever the model says: text, or token ids as `ids` beside logprobs gave them."""
 
     @field_validator("tools", "functions")
     @classmethod
@@ -172,6 +175,16 @@ class ChatRequest(SamplingRequest):
             return tokenizer.render_for_completion(conversation).tolist()
         except ValueError as error:
             raise Refusal(f"messages: {error}", "messages") from error
+
+    def begin_ids(self, tokenizer: Tokenizer) -> list[int]:
+        """`begin_with` as tokens; of the special ones only those of tool parts. Refusal if there are others."""
+        if self.begin_with is None or isinstance(self.begin_with, str):
+            return tokenizer.encode(self.begin_with or "").tolist()
+        allowed = {id for name, id in tokenizer.special.items() if "python" in name or "output" in name}
+        wrong = set(self.begin_with) & (set(tokenizer.special.values()) - allowed)
+        if wrong or max(self.begin_with, default=0) >= tokenizer.vocab_size:
+            raise Refusal(f"begin_with: {max(wrong or self.begin_with)} is no token of an answer.", "begin_with")
+        return self.begin_with
 
 
 class CompletionRequest(SamplingRequest):
@@ -256,7 +269,8 @@ def usage(prompt_tokens: int, completion_tokens: int, cached_tokens: int) -> dic
 
 def _token(tokenizer: Tokenizer, id: int, logprob: float) -> dict:
     data = tokenizer.decode_bytes([id])
-    return {"token": data.decode("utf-8", "replace"), "bytes": list(data), "logprob": max(logprob, -9999.0)}
+    text = data.decode("utf-8", "replace")
+    return {"token": text, "bytes": list(data), "id": id, "logprob": max(logprob, -9999.0)}
 
 
 def chat_logprobs(tokenizer: Tokenizer, entries: list[TokenLogprob]) -> dict:
@@ -288,7 +302,7 @@ def completion_logprobs(tokenizer: Tokenizer, entries: list[TokenLogprob], offse
 
 class ChatShape:
     """/v1/chat/completions. Parts that used a tool come beside the text, in `part` and `parts`, where other clients do
-    not look."""
+    not look; with logprobs, so do the `ids` of all tokens since the chunk before, special ones and tools included."""
 
     prefix, whole, chunk = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
@@ -302,9 +316,10 @@ class ChatShape:
         return self.piece(index, {"role": "assistant", "content": ""})
 
     def delta(self, index: int, event: Delta) -> dict:
+        ids = {"ids": list(event.ids)} if event.logprobs else {}
         if event.kind == "text":
-            return self.piece(index, {"content": event.text}, self.logprobs(event.logprobs))
-        return self.piece(index, {"part": {"type": event.kind, "text": event.text}})
+            return self.piece(index, {"content": event.text, **ids}, self.logprobs(event.logprobs))
+        return self.piece(index, {"part": {"type": event.kind, "text": event.text}, **ids})
 
     def end(self, index: int, reason: str) -> dict:
         return {**self.piece(index, {}), "finish_reason": reason}
@@ -317,6 +332,8 @@ class ChatShape:
         message = {"role": "assistant", "content": completion.text, "refusal": None}
         if any(part["type"] != "text" for part in completion.parts):
             message["parts"] = completion.parts
+        if completion.logprobs:
+            message["ids"] = completion.ids
         return {"index": index, "message": message, "logprobs": self.logprobs(entries), "finish_reason": reason}
 
 

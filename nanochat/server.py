@@ -327,8 +327,9 @@ def add_answers(app: FastAPI, worker: Worker, tokenizer: Tokenizer, metrics: Met
     async def chat(request: Request, body: ChatRequest):
         check_model(body.model, settings)
         top = (body.top_logprobs or 0) if body.logprobs else None
+        begin = await run_in_threadpool(body.begin_ids, tokenizer)
         sampling = body.sampling(
-            settings.defaults, tokenizer.vocab_size, logprobs=top, tools=body.tool_choice != "none"
+            settings.defaults, tokenizer.vocab_size, logprobs=top, tools=body.tool_choice != "none", begin=begin
         )
         prompt = await run_in_threadpool(body.prompt_ids, tokenizer)
         return await answer(request, body, ChatShape(tokenizer), [prompt], sampling)

@@ -430,6 +430,16 @@ def test_the_calculator_answers_inside_the_loop(tokenizer, expression, output):
     assert mask[-len(answer.ids) :].tolist() == answer.mask
 
 
+def test_a_begun_answer_goes_on_as_it_went_and_runs_no_tool_twice(tokenizer):
+    whole = ask_calculator(tokenizer, "12*34", "408")
+    end = whole.ids.index(tokenizer.special["<|output_end|>"]) + 1
+    for kept in (3, 5, end - 1, end, end + 2):
+        again = ask_calculator(tokenizer, "12*34", "408", begin=whole.ids[:kept])
+        assert (again.ids, again.parts) == (whole.ids, whole.parts)
+    changed = [*whole.ids[: end - 2], *say(tokenizer, "9")]  # another output than the calculator's stays
+    assert ask_calculator(tokenizer, "12*34", "408", begin=changed).ids[: len(changed)] == changed
+
+
 def test_without_tools_nothing_is_forced(tokenizer):
     answer = ask_calculator(tokenizer, "1+1", "2", tools=False)
     assert all(answer.mask)

@@ -139,6 +139,30 @@ def test_logprobs(real):
     assert [entry.token for entry in pieces] == [entry.token for entry in entries]
 
 
+def test_an_answer_goes_on_from_another_token(real, tiny_tokenizer):
+    ask = {"model": "nanochat-tiny", "messages": HELLO, "max_tokens": 20, "seed": 5, "logprobs": True}
+    first = real.chat.completions.create(**ask, top_logprobs=3).choices[0]
+    entries, ids = first.logprobs.content, first.message.ids
+    kept = ids[:8]
+    same = real.chat.completions.create(**{**ask, "max_tokens": 12}, extra_body={"begin_with": kept}).choices[0]
+    assert (same.message.content, same.message.ids) == (first.message.content, ids)
+    place = ids.index(entries[4].id)
+    other = next(top for top in entries[4].top_logprobs if top.id != entries[4].id)
+    begin = [*ids[:place], other.id]
+    stream = real.chat.completions.create(**ask, top_logprobs=3, stream=True, extra_body={"begin_with": begin})
+    chunks = [chunk.choices[0] for chunk in stream]
+    told = [id for chunk in chunks for id in getattr(chunk.delta, "ids", [])]
+    assert told[: len(begin)] == begin and len(told) > len(begin)
+    shown = [entry for chunk in chunks if chunk.logprobs for entry in chunk.logprobs.content]
+    assert [e.logprob for e in shown[:4]] == [e.logprob for e in entries[:4]]
+    assert shown[4].logprob == other.logprob
+    text = real.chat.completions.create(**ask, extra_body={"begin_with": "Well, <|bos|>"}).choices[0].message
+    assert text.content.startswith("Well, <|bos|>") and tiny_tokenizer.bos_id not in text.ids[:8]
+    for wrong in ([tiny_tokenizer.bos_id], [10**6], [-1], ["x"], [3] * 600):
+        with pytest.raises(openai.BadRequestError):
+            real.chat.completions.create(**ask, extra_body={"begin_with": wrong})
+
+
 def test_stop_strings_bias_and_length(real, tiny_tokenizer):
     (a,) = tiny_tokenizer.encode("a").tolist()
     ask = {"model": "nanochat-tiny", "messages": HELLO, "temperature": 0, "logit_bias": {str(a): 100}}
