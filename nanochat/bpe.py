@@ -22,11 +22,10 @@ from nanochat.bpe_chunks import (
     i32,
     i32_2d,
     i64,
-    inlined,
     join,
-    kernel,
     next_chunk,
 )
+from nanochat.native import inlined, kernel
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A heap of rows (a, b, c), the smallest (a, b) on top

@@ -1,23 +1,19 @@
-"""Text to chunks: the compiled splitter, a hash table of chunks, and how functions are compiled at all.
+"""Text to chunks: the compiled splitter, a hash table of chunks.
 
 In: UTF-8 bytes, in fact any bytes. Out: where each chunk ends; distinct chunks and how often they came.
 Chunks are words, mostly. Training and encoding cut text with the same function, and no token spans two chunks.
 """
 
 import os
-import sys
-import threading
-import zlib
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import NamedTuple
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
+from nanochat.native import inlined, kernel
 from nanochat.unicode_classes import LETTER, NEWLINE, NUMBER, OTHER, SPACE, char_classes
 
 # What `next_chunk` implements by hand: the GPT-4 pattern, with numbers cut into at most two digits.
@@ -26,56 +22,11 @@ PATTERN = (
 )
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Compilation
+# Types
 
 bytes_in = types.Array(types.uint8, 1, "C", readonly=True)
 u8, u64, i32, i64 = types.uint8[::1], types.uint64[::1], types.int32[::1], types.int64[::1]
 i32_2d, i64_2d = types.int32[:, ::1], types.int64[:, ::1]
-
-# What kernels are made of. Counting references to arrays at every call would take most of the time, so `_nrt=False`
-# turns it off; such a function cannot make arrays.
-inlined = numba.njit(forceinline=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
-
-
-class Kernel:
-    """A function that numba compiles for one signature, when it is first called, and keeps on disk."""
-
-    lock = threading.Lock()
-
-    def __init__(self, function: Callable, signature: tuple, nrt: bool):
-        function.__qualname__ += source_stamp()  # a part of the file's name on disk
-        self.dispatcher = numba.njit(cache=True, nogil=True, _nrt=nrt)(function)
-        self.signature, self.ready = signature, False
-
-    def __call__(self, *args):
-        if not self.ready:
-            with self.lock:
-                self.compile()
-        return self.dispatcher(*args)
-
-    def compile(self) -> None:
-        if self.ready:  # by another thread, while this one waited
-            return
-        message = "compiling the tokenizer for this machine, once ..."
-        timer = threading.Timer(2, print, [message], {"file": sys.stderr, "flush": True})
-        timer.daemon = True
-        timer.start()
-        try:
-            self.dispatcher.compile(self.signature)
-        finally:
-            timer.cancel()
-        self.dispatcher.disable_compile()  # other types are a mistake
-        self.ready = True
-
-
-def source_stamp() -> str:
-    """Changes with every file that kernels are made of. numba looks at the file of the kernel itself only."""
-    status = [path.stat() for path in sorted(Path(__file__).parent.glob("bpe*.py"))]
-    return f"_{zlib.crc32(repr([(file.st_mtime_ns, file.st_size) for file in status]).encode()):08x}"
-
-
-def kernel(*signature, nrt: bool = False) -> Callable[[Callable], Kernel]:
-    return lambda function: Kernel(function, signature, nrt)
 
 
 @intrinsic

@@ -24,13 +24,12 @@ from nanochat.bpe_chunks import (
     i32_2d,
     i64,
     i64_2d,
-    inlined,
     join,
-    kernel,
     pour_kernel,
     to_bytes,
     u8,
 )
+from nanochat.native import inlined, kernel
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Count
