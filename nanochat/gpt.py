@@ -103,6 +103,11 @@ def rotary_angles(positions: torch.Tensor, head_dim: int, dtype: torch.dtype) ->
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
+def columns(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
+    """The column `at` (B,) of each row: x (B, T, ...) -> (B, 1, ...)."""
+    return x[torch.arange(len(x), device=x.device), at][:, None]
+
+
 class Linear(nn.Linear):
     """No bias. The weight is stored in fp32 for the optimizer and multiplied in the type of its input."""
 
@@ -126,7 +131,7 @@ class Attention(nn.Module):
         has_value_embedding = layer % 2 == (config.n_layer - 1) % 2
         self.value_gate = Linear(GATE_CHANNELS, config.n_kv_head) if has_value_embedding else None
 
-    def forward(self, x, value_embedding, rotary, cache, positions):
+    def forward(self, x, value_embedding, rotary, cache, positions, at=None):
         B, T, C = x.shape
         heads = F.linear(x, self.qkv.flatten(0, 1).to(x.dtype)).view(B, T, -1, self.head_dim)
         qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=2)
@@ -137,8 +142,10 @@ class Attention(nn.Module):
         mask = None
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
-            if k.size(1) > T:  # else every row starts here, and plain causal attention is the same and faster
-                mask = torch.arange(k.size(1), device=x.device) <= positions[:, None, :, None]
+        if at is not None:
+            q, positions = columns(q, at), columns(positions.expand(B, T), at)
+        if k.size(1) > q.size(1):  # else every row starts here, and plain causal attention is the same and faster
+            mask = torch.arange(k.size(1), device=x.device) <= positions[:, None, :, None]
         y = F.scaled_dot_product_attention(
             q.transpose(1, 2),
             k.transpose(1, 2),
@@ -148,7 +155,7 @@ class Attention(nn.Module):
             scale=ATTENTION_SHARPNESS / math.sqrt(self.head_dim),
             enable_gqa=self.n_head != self.n_kv_head,
         )
-        return self.proj(y.transpose(1, 2).reshape(B, T, C))
+        return self.proj(y.transpose(1, 2).reshape(B, -1, C))
 
 
 class MLP(nn.Module):
@@ -167,8 +174,10 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x, value_embedding, rotary, cache, positions):
-        x = x + self.attention(norm(x), value_embedding, rotary, cache, positions)
+    def forward(self, x, value_embedding, rotary, cache, positions, at=None):
+        """(B, T, C), or only the columns `at` (B,) of it, (B, 1, C), with keys and values of all."""
+        y = self.attention(norm(x), value_embedding, rotary, cache, positions, at)
+        x = (x if at is None else columns(x, at)) + y
         return x + self.mlp(norm(x))
 
 
@@ -232,11 +241,11 @@ class GPT(nn.Module):
             scale = targets_flat >= 0 if weights is None else (targets_flat >= 0) * weights.flatten()
             return linear_cross_entropy(x, weight, targets_flat, scale)
         if at is not None:
-            x = x[torch.arange(len(x), device=x.device), at]
+            x = x[:, 0]
         return softcap(self.head(x).float())
 
     def features(self, idx, cache, at):
-        """The residual stream after the last layer, (B, T, C); advances the cache."""
+        """The residual stream after the last layer, (B, T, C), or (B, 1, C) of the columns `at`; advances the cache."""
         B, T = idx.shape
         first = idx.new_full((B,), -1) if cache is None else cache.prev
         start = idx.new_zeros(1) if cache is None else cache.pos
@@ -254,7 +263,8 @@ class GPT(nn.Module):
             table = self.value_embeddings[str(layer)] if str(layer) in self.value_embeddings else None
             value_embedding = table(idx).to(x.dtype) if table is not None else None
             x = self.residual_scale[layer].to(x.dtype) * x + self.x0_scale[layer].to(x.dtype) * x0
-            x = block(x, value_embedding, rotary, cache, positions)
+            only = at if T > 1 and layer == len(self.blocks) - 1 else None  # nobody reads the others' last layer
+            x = block(x, value_embedding, rotary, cache, positions, only)
         if cache is not None:
             cache.advance(idx, T if at is None else at + 1)
         return x
