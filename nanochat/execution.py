@@ -22,19 +22,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nanochat.calculator import calculate
+from nanochat.confinement import mac_command
 
-__all__ = ["Result", "Sandbox", "SandboxError", "Verdict", "calculate", "check_program", "run_python", "sandbox_level"]
+__all__ = ["Result", "Sandbox", "SandboxError", "Verdict", "accept_level", "calculate"]
+__all__ += ["check_program", "python_tool", "run_python", "sandbox_level"]
 
 LEVELS = ("none", "basic", "strict")
 MAX_OUTPUT = 64 << 10  # bytes kept of what a program prints; one that prints more is stopped
 GRACE = 10.0  # seconds that the warm parent may be late before it counts as broken
-
-MAC_PROFILE = """(version 1) (allow default)
-(deny network*) (deny process-exec*) (deny file-write*) (deny file-read-data)
-(allow process-exec* (literal "{python}"))
-(allow file-write* (subpath "{base}") (literal "/dev/null"))
-(allow file-read-data (literal "/") (subpath "{base}") (subpath "{prefix}") (subpath "{here}") (subpath "/dev")
-  (subpath "/System") (subpath "/usr/lib") (subpath "/usr/share") (subpath "/Library/Frameworks"))"""
 
 
 class SandboxError(RuntimeError):
@@ -67,10 +62,15 @@ class Sandbox:
 
     "strict" is Linux with Landlock and seccomp: a program reads the standard library, writes one folder that goes with
     it, computes, prints, and nothing else; no thread, process, socket or signal. "basic" takes the walls that there are
-    (see `reasons`): always limits on memory (not on macOS), processor, files and time, and an empty environment; but
-    without Landlock a program reads and writes what its user may, without seccomp it opens sockets and starts others.
-    Not contained, even by strict: what stat() tells about any path (that it exists, its size and times), the clock,
-    the name of the machine, side channels of the processor, bugs of the kernel.
+    (see `reasons`): always limits on memory (not on macOS), processor, files and time, and an empty environment. But
+    without Landlock a program reads and writes what its user may, and through /proc that is the memory of its judge
+    and of this process: verdicts are as honest as the program. Without seccomp it opens sockets and starts processes
+    that outlive it. On macOS programs fork, signal each other and the warm parent, and see each other's folders.
+
+    Not contained, even by strict: what stat() and readlink() tell about any path (that it exists, size, times, where a
+    link leads), which processes there are, the load and the memory of the machine, its name and its clock; 256 MB on
+    the disk in files that it deleted but holds open, and what it writes within the 20 ms between two looks into its
+    folder; time on the processor up to its limit; side channels of the processor; bugs of the kernel.
     Raises SandboxError if this machine has less than `level`. Any thread may use it; close it, or use `with`.
     """
 
@@ -89,22 +89,9 @@ class Sandbox:
         self.base = os.path.realpath(tempfile.mkdtemp(prefix="nanochat-sandbox-"))
         self.host, theirs = socket.socketpair()
         package = Path(__file__).resolve().parent
-        command = [
-            sys.executable,
-            "-s",
-            "-S",
-            "-B",
-            "-X",
-            "utf8",
-            "-m",
-            "nanochat.sandbox",
-            str(theirs.fileno()),
-            self.base,
-        ]
+        command = [sys.executable, *"-s -S -B -X utf8 -m nanochat.sandbox".split(), str(theirs.fileno()), self.base]
         if sys.platform == "darwin":
-            python = os.path.realpath(sys.executable)
-            names = {"base": self.base, "python": python, "prefix": sys.base_prefix, "here": package}
-            command = ["sandbox-exec", "-p", MAC_PROFILE.format(**names), python, *command[1:]]
+            command = mac_command(command, self.base, str(package))
         environment = {name: os.environ[name] for name in ("LD_LIBRARY_PATH",) if name in os.environ}
         environment["PYTHONPATH"] = str(package.parent)
         environment["PYTHONHASHSEED"] = "0"  # a verdict must not depend on the order of a set
@@ -158,11 +145,15 @@ class Sandbox:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def run(self, code: str, *, timeout: float = 5.0, memory_mb: int = 256) -> Result:
-        """Run a program. `timeout` in seconds of wall clock, `memory_mb` beyond the interpreter's own."""
+    def run(self, code: str, *, timeout: float = 5.0, memory_mb: int = 256, echo: bool = False) -> Result:
+        """Run a program. `timeout` in seconds of wall clock, `memory_mb` beyond the interpreter's own.
+
+        `echo`: if its last statement is an expression, print the value, as an interactive Python does.
+        """
+        request = {"part": "program", "code": code, "echo": echo, "memory": memory_mb << 20}
 
         def attempt(host: socket.socket) -> Result:
-            with Run(host, {"part": "program", "code": code, "memory": memory_mb << 20}, timeout) as run:
+            with Run(host, request, timeout) as run:
                 gather(run)
             done = run.exit == 0 and not run.killed
             return Result(done, run.text(run.output), run.explain(), run.killed == "time", run.seconds)
@@ -338,21 +329,32 @@ def gather(run: Run, *others: Run) -> None:
 # One sandbox for everybody in this process
 
 _starting = threading.Lock()
+_accepted = "strict"
+
+
+def accept_level(level: str) -> None:
+    """From here on this process runs programs in a sandbox of at least this level: the flag --sandbox of a script.
+
+    ValueError if there is no such level. Whether this machine has it shows when the first program runs.
+    """
+    global _accepted
+    if level not in LEVELS[1:]:
+        raise ValueError(f"There is no sandbox level {level!r}. Levels are basic and strict.")
+    _accepted = level
 
 
 @functools.cache
 def _open_shared(level: str, process: int) -> Sandbox:
     sandbox = Sandbox(level)
     atexit.register(sandbox.close)
+    print(f"Programs run in a sandbox of the level {sandbox.level}: {', '.join(sandbox.reasons)}.", file=sys.stderr)
     return sandbox
 
 
-def shared_sandbox(level: str = "strict") -> Sandbox:
-    """This process's sandbox of that level, started on first use (see `Sandbox`)."""
-    if level not in LEVELS[1:]:
-        raise ValueError(f"There is no sandbox level {level!r}. Levels are basic and strict.")
+def shared_sandbox() -> Sandbox:
+    """This process's sandbox, of the level that `accept_level` said, strict unless it was called. Made on first use."""
     with _starting:
-        return _open_shared(level, os.getpid())  # a fork of this process takes its own
+        return _open_shared(_accepted, os.getpid())  # a fork of this process takes its own
 
 
 @functools.cache
@@ -365,28 +367,31 @@ def sandbox_level() -> tuple[str, tuple[str, ...]]:
         return "none", (str(error),)
 
 
-def run_python(code: str, *, timeout: float = 5.0, memory_mb: int = 256, level: str = "strict") -> Result:
-    """Run a program that nobody trusts. SandboxError if the sandbox here is below `level`."""
-    return shared_sandbox(level).run(code, timeout=timeout, memory_mb=memory_mb)
+def run_python(code: str, *, timeout: float = 5.0, memory_mb: int = 256) -> Result:
+    """Run a program that nobody trusts. SandboxError if the sandbox here is below the accepted level."""
+    return shared_sandbox().run(code, timeout=timeout, memory_mb=memory_mb)
+
+
+def python_tool(code: str, *, timeout: float = 5.0, memory_mb: int = 256, max_characters: int = 2000) -> str:
+    """What a chat model hears of its program: what it printed, its last value, and the last line of an error.
+
+    Never empty, at most `max_characters`. Blocks for up to `timeout` seconds; any thread. SandboxError as `run_python`.
+    """
+    result = shared_sandbox().run(code, timeout=timeout, memory_mb=memory_mb, echo=True)
+    error = result.error.strip().splitlines()[-1:]
+    text = "\n".join([result.output.rstrip("\n")][: bool(result.output)] + error) or "(no output)"
+    return text if len(text) <= max_characters else text[: max_characters - 6] + " [...]"
 
 
 def check_program(
-    program: str,
-    test: str,
-    entry_point: str,
-    *,
-    prelude: str = "",
-    timeout: float = 5.0,
-    memory_mb: int = 256,
-    level: str = "strict",
+    program: str, test: str, entry_point: str, *, prelude: str = "", timeout: float = 5.0, memory_mb: int = 256
 ) -> Verdict:
     """Whether the function `entry_point` of an untrusted program passes a trusted test.
 
     The program runs in one process and answers arguments with values, as data. The test, asserts about `entry_point`
     or a `check(candidate)` full of them, runs in a second one; so no exit status, printed text, `__eq__`, patched
-    builtin or walk over frames reaches what decides. `prelude` is trusted code that the test needs: for HumanEval
-    the prompt, whose helper functions some tests call. SandboxError if the sandbox here is below `level`.
+    builtin or walk over frames reaches what decides. Both sides see copies: a list that the function changes is still
+    the old one to the test. `prelude` is trusted code that the test needs: for HumanEval the prompt, whose helper
+    functions some tests call. SandboxError if the sandbox here is below the accepted level.
     """
-    return shared_sandbox(level).check(
-        program, test, entry_point, prelude=prelude, timeout=timeout, memory_mb=memory_mb
-    )
+    return shared_sandbox().check(program, test, entry_point, prelude=prelude, timeout=timeout, memory_mb=memory_mb)

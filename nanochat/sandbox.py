@@ -5,12 +5,11 @@ with descriptors. Out: what programs print, and a line of JSON on how each one e
 """
 
 import atexit
-import builtins
 import gc
 import importlib
 import json
-import linecache
 import os
+import re
 import selectors
 import signal
 import socket
@@ -18,140 +17,34 @@ import struct
 import sys
 import time
 import traceback
-import types
+import warnings
+from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
 
 from nanochat.confinement import Walls
+from nanochat.judge import answer_calls, judge, load_module
 
 FOLDER_BYTES = 32 << 20  # of all files that a program writes
 FOLDER_ENTRIES = 1000
-MESSAGE_BYTES = 4 << 20  # of one question or answer between a judge and a function
+PATH_LENGTH = 1000  # characters; the deeper a folder, the longer every look into it takes
 TICK = 0.02  # seconds between two looks at clocks and folders
-HOST, CHANNEL = 3, 3  # the descriptor's number before and after a program starts
+HOST = 3  # the descriptor of the socket to the host
 
-# Imported before the fork: what programs want most, and what needs shared libraries, which nobody can load later.
+# Imported before the fork: what programs want most. With it comes every module of the library that is machine code,
+# since the walls let nobody map a file; but for these, which are tests, or terminals and windows that are not there.
 PRELOAD = """
 bisect bz2 cmath collections copy csv ctypes dataclasses datetime decimal enum fractions functools hashlib heapq io
 itertools lzma math operator queue random re resource secrets sqlite3 statistics string struct tempfile textwrap time
 typing unicodedata uuid zlib
 """.split()
+NOT_PRELOADED = re.compile(r"_test|_ctypes_test|_?xx|_tkinter|readline|_curses|_dbm|_gdbm|nis|ossaudiodev|spwd")
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Values between a judge and a function: JSON in which everything but None, bool, int, float, str and list is tagged
-
-
-class Opaque:
-    """A value of a type that does not travel: equal to nothing but itself."""
-
-
-def encode(value):
-    if isinstance(value, int) and value.bit_length() > 8192:
-        return {"int": hex(value)}  # Python reads and writes no decimals as long as that
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, list):
-        return [encode(item) for item in value]
-    for name, kind in (("tuple", tuple), ("set", set), ("frozenset", frozenset)):
-        if isinstance(value, kind):
-            return {name: [encode(item) for item in value]}
-    if isinstance(value, dict):
-        return {"dict": [[encode(key), encode(item)] for key, item in value.items()]}
-    if isinstance(value, bytes | bytearray):
-        return {type(value).__name__: value.decode("latin-1")}
-    if isinstance(value, complex):
-        return {"complex": [value.real, value.imag]}
-    return {"object": type(value).__name__}
-
-
-def decode(data):
-    """The value that `encode` was given. ValueError or TypeError if this is none of its results."""
-    if isinstance(data, list):
-        return [decode(item) for item in data]
-    if not isinstance(data, dict):
-        return data
-    if len(data) != 1:
-        raise ValueError("one tag a value")
-    ((tag, content),) = data.items()
-    if tag in ("tuple", "set", "frozenset"):
-        return {"tuple": tuple, "set": set, "frozenset": frozenset}[tag](decode(item) for item in content)
-    if tag == "dict":
-        return {decode(key): decode(item) for key, item in content}
-    if tag in ("bytes", "bytearray"):
-        return {"bytes": bytes, "bytearray": bytearray}[tag](content, "latin-1")
-    if tag == "int":
-        return int(content, 16)
-    if tag == "complex":
-        return complex(*content)
-    if tag == "object":
-        return Opaque()
-    raise ValueError(f"unknown tag {tag!r}")
-
-
-# ---------------------------------------------------------------------------------------------------------------------
-# The three parts that a process can play
+# The parts that a process can play: a program, the function of a check (judge.py), or its judge
 
 
 def run_program(request: dict) -> None:
-    load_module("__main__", request["code"])
-
-
-def answer_calls(request: dict) -> None:
-    """The untrusted side of a check: load the program, then answer each line of arguments with a line of result."""
-    function = load_module("program", request["code"])[request["entry_point"]]
-    with open(CHANNEL, "rb") as questions, open(CHANNEL, "wb", closefd=False) as answers:
-        for question in questions:
-            args, kwargs = decode(json.loads(question))
-            try:
-                answer = {"value": encode(function(*args, **kwargs))}
-            except Exception as error:
-                known = next(c.__name__ for c in type(error).__mro__ if c.__module__ == "builtins")
-                answer = {"error": [known, str(error)[:500]]}
-            answers.write(json.dumps(answer).encode() + b"\n")
-            answers.flush()
-
-
-class Stopped(BaseException):
-    """The function's process broke the conversation off; no `except Exception` in a test hides it."""
-
-
-def judge(request: dict) -> None:
-    """The trusted side: run the test against a stand-in that asks the other process. Returns if the test holds."""
-    questions, answers = open(CHANNEL, "wb", closefd=False), open(CHANNEL, "rb")
-    broken = []
-
-    def candidate(*args, **kwargs):
-        try:
-            questions.write(json.dumps(encode((args, kwargs))).encode() + b"\n")
-            questions.flush()
-            line = answers.readline(MESSAGE_BYTES)
-            answer = json.loads(line)
-            if "error" in answer:
-                kind, message = answer["error"]
-            else:
-                return decode(answer["value"])
-        except (OSError, ValueError, TypeError, LookupError, AttributeError, RecursionError, MemoryError) as error:
-            broken.append(error)
-            raise Stopped("the program stopped, or answered with something that is no data") from None
-        kind = getattr(builtins, str(kind), None)
-        known = isinstance(kind, type) and issubclass(kind, Exception)
-        raise (kind if known else RuntimeError)(str(message))
-
-    names = {"__name__": "judge"}
-    exec(compile(request["prelude"], "<prelude>", "exec", dont_inherit=True), names)
-    names[request["entry_point"]] = candidate
-    exec(compile(request["test"], "<test>", "exec", dont_inherit=True), names)
-    if "check" in names:
-        names["check"](candidate)
-    if broken:
-        raise Stopped(str(broken[0]))
-
-
-def load_module(name: str, code: str) -> dict:
-    """Run code as a module of that name (dataclasses and typing look it up) and return its variables."""
-    module = sys.modules[name] = types.ModuleType(name)
-    linecache.cache["<program>"] = (len(code), None, code.splitlines(keepends=True), "<program>")
-    exec(compile(code, "<program>", "exec", dont_inherit=True), module.__dict__)
-    return module.__dict__
+    load_module("__main__", request["code"], request["echo"])
 
 
 def play(part, request: dict) -> int:
@@ -169,7 +62,7 @@ def play(part, request: dict) -> int:
     except BaseException as error:
         status = 1
         frames = error.__traceback__
-        while frames and frames.tb_frame.f_code.co_filename == __file__:
+        while frames and frames.tb_frame.f_code.co_filename in (__file__, load_module.__code__.co_filename):
             frames = frames.tb_next
         traceback.print_exception(type(error), error, frames)
     for stream in (sys.stdout, sys.__stdout__):
@@ -341,33 +234,60 @@ def folder_is_too_full(folder: str) -> bool:
                     if entry.is_dir(follow_symlinks=False):
                         stack.append(entry.path)
                     size += entry.stat(follow_symlinks=False).st_blocks * 512
-                    if size > FOLDER_BYTES or entries > FOLDER_ENTRIES:
+                    if size > FOLDER_BYTES or entries > FOLDER_ENTRIES or len(entry.path) > PATH_LENGTH:
                         return True
         except FileNotFoundError:
             pass  # it is being removed
         except OSError:
-            return True  # unreadable on purpose, or deeper than a path can say
+            return True  # unreadable on purpose
     return False
 
 
 def remove_tree(folder: str) -> None:
-    """Remove a folder of any depth: what lies deep is moved up first, so that no path grows long."""
-    lifted = 0
-    folders = [folder]
-    while folders:
-        inner = []
-        os.chmod(folders[-1], 0o700)
-        for entry in list(os.scandir(folders[-1])):
-            if entry.is_dir(follow_symlinks=False):
-                lifted += 1
-                place = f"{folder}.{lifted}"
-                os.chmod(entry.path, 0o700)
-                os.rename(entry.path, place)
-                inner.append(place)
-            else:
-                os.unlink(entry.path)
-        os.rmdir(folders.pop())
-        folders += inner
+    """Remove a folder of any depth that nobody writes any more: down and up by descriptors, so that no path is long."""
+    here = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    stack = [(folder, remove_files(here))]
+    while True:
+        name, folders = stack[-1]
+        if folders:
+            inner = folders.pop()
+            os.chmod(inner, 0o700, dir_fd=here)  # it may have made itself unreadable
+            below = os.open(inner, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW, dir_fd=here)
+            stack.append((inner, remove_files(below)))
+        elif len(stack) > 1:
+            below = os.open("..", os.O_RDONLY | os.O_DIRECTORY, dir_fd=here)
+            os.rmdir(name, dir_fd=below)
+            stack.pop()
+        else:
+            os.close(here)
+            return os.rmdir(folder)
+        os.close(here)
+        here = below
+
+
+def remove_files(folder: int) -> list[str]:
+    """Unlink what is no folder; returns the names of those that are."""
+    with os.scandir(folder) as found:
+        entries = list(found)
+    for entry in entries:
+        if not entry.is_dir(follow_symlinks=False):
+            os.unlink(entry.name, dir_fd=folder)
+    return [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
+
+
+def preload() -> None:
+    """Import what programs may want and could not load later, or only slowly."""
+    names = list(PRELOAD)
+    for path in filter(os.path.isdir, sys.path):
+        modules = (name.split(".")[0] for name in os.listdir(path) if name.endswith(tuple(EXTENSION_SUFFIXES)))
+        names += sorted(name for name in modules if not NOT_PRELOADED.match(name))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for name in names:
+            try:
+                importlib.import_module(name)
+            except ImportError:
+                pass  # a Python built without it
 
 
 def main() -> None:
@@ -378,11 +298,7 @@ def main() -> None:
     os.dup2(int(sys.argv[1]), HOST, inheritable=False)
     if int(sys.argv[1]) != HOST:
         os.close(int(sys.argv[1]))
-    for name in PRELOAD:
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            pass  # a Python built without it
+    preload()
     os.chdir(sys.argv[2])
     parent = Parent(socket.socket(fileno=HOST), sys.argv[2])
     parent.host.sendall(json.dumps({"level": parent.walls.level, "reasons": parent.walls.reasons}).encode() + b"\n")

@@ -16,7 +16,7 @@ from nanochat.common import Dist, compute_dtype, describe_machine, setup
 from nanochat.configurator import parse
 from nanochat.contamination import RUN, find_overlap
 from nanochat.engine import Engine
-from nanochat.execution import SandboxError
+from nanochat.execution import SandboxError, accept_level
 from nanochat.score import score_console, score_table
 from tasks.common import Task, visible_text
 from tasks.registry import evaluation_tasks
@@ -52,6 +52,8 @@ class Config:
     """dataset (data/<name>) that the model was trained on: also say which items share 13 words in a row with it"""
     evals: Path | None = None
     """folder of the evaluation sets; by default evals/ under the base directory"""
+    sandbox: Literal["strict", "basic"] = "strict"
+    """what the model's programs must at least be contained by; basic where the kernel has no Landlock (execution.py)"""
     device: str = "auto"
     """auto, cuda, mps or cpu"""
 
@@ -61,6 +63,7 @@ def main(cfg: Config) -> None:
         raise SystemExit(
             f"--num_samples={cfg.num_samples} needs --temperature above 0: greedy answers are all the same."
         )
+    accept_level(cfg.sandbox)
     with setup(cfg.device) as dist:
         tasks, notes = evaluation_tasks(cfg.tasks, cfg.evals)
         loaded = checkpoint_manager.load(

@@ -1,7 +1,7 @@
 """What a hostile program might try. Each one prints ESCAPED if it gets through: a bare interpreter proves it real.
 
 ATTACKS: (family, name) -> program; it finds HELPERS and the names of `context` above it. CHEATS: programs that define
-`square` wrongly and want to pass SQUARE_TEST. NOT_BARE: what nobody should run without walls.
+`square` wrongly and want to pass SQUARE_TEST. NOT_BARE: what nobody should run without walls. TWICE: run it twice.
 """
 
 import os
@@ -25,7 +25,17 @@ NUMBERS = dict(ptrace=(101, 117), clone=(56, 220), clone3=(435, 435), tgkill=(23
     sethostname=(170, 161), setuid=(105, 146), prlimit64=(302, 261), sched_setaffinity=(203, 122), kcmp=(312, 272),
     setpriority=(141, 140), msgget=(68, 186), shmget=(29, 194), semget=(64, 190),
     timer_create=(222, 107), eventfd2=(290, 19), acct=(163, 89), pivot_root=(155, 41), umount2=(166, 39),
-    setxattr=(188, 5), flock=(73, 32), mlock=(149, 228), landlock_restrict_self=(446, 446), swapon=(167, 224))
+    setxattr=(188, 5), flock=(73, 32), mlock=(149, 228), landlock_restrict_self=(446, 446), swapon=(167, 224),
+    openat2=(437, 437), renameat2=(316, 276), linkat=(265, 37), process_vm_writev=(311, 271), mincore=(27, 232),
+    keyctl=(250, 219), request_key=(249, 218), splice=(275, 76), syslog=(103, 116), modify_ldt=(154, 500),
+    membarrier=(324, 283), init_module=(175, 105), delete_module=(176, 106), clock_adjtime=(305, 266),
+    sched_setscheduler=(144, 119), ioprio_set=(251, 30), get_robust_list=(274, 100), move_pages=(279, 239),
+    process_madvise=(440, 440), signalfd4=(289, 74), timerfd_create=(283, 85), epoll_create1=(291, 20),
+    sendmsg=(46, 211), capset=(126, 91), setgroups=(116, 159), setresuid=(117, 147), quotactl=(179, 60),
+    reboot=(169, 142), mq_open=(240, 180), memfd_secret=(447, 447), sched_getattr=(315, 275), fallocate=(285, 47),
+    getsid=(124, 156), futex=(202, 98), madvise=(28, 233), kexec_load=(246, 104), sync=(162, 81), fsopen=(430, 430),
+    open_tree=(428, 428), quotactl_fd=(443, 443), truncate=(76, 45), pkey_alloc=(330, 289), nfsservctl=(180, 42),
+    landlock_create_ruleset=(444, 444), statfs=(137, 43), pidfd=(434, 434), set_mempolicy=(238, 237))
 
 def syscall(name, *arguments):
     number = NUMBERS[name][platform.machine() == "aarch64"]
@@ -33,6 +43,13 @@ def syscall(name, *arguments):
     if result < 0:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
     return result
+
+def probe(name, *arguments):
+    # a call that gets as far as complaining about its arguments, or that nobody else is allowed, is a call that is open
+    try: syscall(name, *arguments)
+    except OSError as error:
+        if error.errno in (1, 13, 38): raise
+    escaped(name)
 """
 
 
@@ -94,6 +111,41 @@ open("/tmp/" + MARK, "w").write("x"); escaped()
 ## files: handle of a file, opened without its path
 handle = ctypes.create_string_buffer(struct.pack("Ii", 120, 0) + bytes(120)); mount = ctypes.c_int()
 syscall("name_to_handle_at", -100, ctypes.c_char_p(SECRET.encode()), handle, ctypes.byref(mount), 0); escaped()
+## files: openat2
+how = ctypes.create_string_buffer(struct.pack("QQQ", 0, 0, 0), 24)
+escaped(os.read(syscall("openat2", -100, ctypes.c_char_p(SECRET.encode()), how, 24), 100))
+## files: path-only descriptor, opened again through /proc
+place = os.open(SECRET, os.O_PATH); escaped(open(f"/proc/self/fd/{place}").read())
+## files: cut while opening to read
+os.open(SECRET, os.O_RDONLY | os.O_TRUNC); escaped()
+## files: truncate without opening
+syscall("truncate", ctypes.c_char_p(SECRET.encode()), 0); escaped()
+## files: lease that holds up whoever opens the file
+import fcntl
+fcntl.fcntl(os.open(os.__file__, os.O_RDONLY), fcntl.F_SETLEASE, fcntl.F_RDLCK); escaped()
+## files: told of every change in a folder
+import fcntl
+fcntl.fcntl(os.open(os.path.dirname(os.__file__), os.O_RDONLY), fcntl.F_NOTIFY, fcntl.DN_ACCESS); escaped()
+## files: exchange with the secret
+open("own", "w").close()
+name = ctypes.c_char_p
+syscall("renameat2", -100, name(b"own"), -100, name(SECRET.encode()), 2); escaped()
+os.rename("own", SECRET)
+## files: whiteout device by renaming
+open("own", "w").close()
+name = ctypes.c_char_p
+syscall("renameat2", -100, name(b"own"), -100, name(b"other"), 4); escaped()
+## files: unnamed file, linked outside
+place = os.open(".", os.O_TMPFILE | os.O_RDWR); name = ctypes.c_char_p
+target = name((SECRET + ".new").encode())
+syscall("linkat", -100, name(f"/proc/self/fd/{place}".encode()), -100, target, 0x400); escaped()
+## files: map the secret into memory
+import mmap
+mmap.mmap(os.open(SECRET, os.O_RDONLY), 4, prot=mmap.PROT_READ); escaped()
+## files: the file system as a whole
+probe("fsopen", ctypes.c_char_p(b"tmpfs"), 0)
+## files: a copy of the tree of files
+probe("open_tree", -100, ctypes.c_char_p(b"/"), 1)
 ## links: symlink to the secret
 os.symlink(SECRET, "link"); escaped(open("link").read())
 ## links: hard link to the secret
@@ -120,6 +172,16 @@ open("/proc/self/mem", "r+b"); escaped()
 escaped([name for name in os.listdir("/proc") if name.isdigit()][:3])
 ## proc: files through /proc/self/root
 escaped(open("/proc/self/root" + SECRET).read())
+## proc: environment of the parent
+escaped(open(f"/proc/{os.getppid()}/environ").read(20))
+## proc: memory of the parent, to write
+open(f"/proc/{os.getppid()}/mem", "r+b"); escaped()
+## proc: programs that others run
+for pid in filter(str.isdigit, os.listdir("/proc")): escaped(open(f"/proc/{pid}/cmdline").read(20)); break
+## proc: who it is to the kernel
+escaped(open("/proc/self/status").read(20))
+## proc: settings of its own process
+open("/proc/self/oom_score_adj", "w").write("0"); escaped()
 ## proc: kernel settings
 open("/proc/sys/vm/swappiness").read(); escaped()
 ## proc: cgroups and devices in /sys
@@ -157,6 +219,11 @@ socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, 0); escaped()
 socket.socket(40, socket.SOCK_STREAM); escaped()
 ## network: socket pair
 socket.socketpair(); escaped()
+## network: message queue
+libc.mq_unlink(b"/" + MARK.encode())
+syscall("mq_open", ctypes.c_char_p(MARK.encode()), 0o102, 0o600, 0); escaped(); libc.mq_unlink(b"/" + MARK.encode())
+## network: message on any descriptor
+probe("sendmsg", 1, ctypes.create_string_buffer(64), 0)
 ## network: name lookup
 import threading
 socket.socket(socket.AF_INET, socket.SOCK_DGRAM).connect(("127.0.0.1", 53)); escaped()
@@ -202,6 +269,17 @@ escaped()
 arguments = ctypes.create_string_buffer(struct.pack("QQQQQQQQ", 0, 0, 0, 0, 17, 0, 0, 0), 64)
 if syscall("clone3", arguments, 64) == 0: os._exit(0)
 escaped()
+## process: thread of the C library
+import _thread
+_thread.start_new_thread(escaped, ()); time.sleep(0.1)
+## process: subinterpreter with threads of its own
+import concurrent.futures
+with concurrent.futures.ThreadPoolExecutor(1) as pool: pool.submit(escaped).result()
+## process: asyncio, which needs a socket pair
+import asyncio
+asyncio.run(asyncio.sleep(0)); escaped()
+## process: session of another process
+syscall("getsid", HOST); escaped()
 ## process: fork bomb
 for _ in range(1000):
     if os.fork() == 0: time.sleep(1); os._exit(0)
@@ -240,6 +318,22 @@ syscall("rt_sigqueueinfo", os.getppid(), 0, info); escaped()
 ## signals: owner of a pipe, so that it signals
 import fcntl
 fcntl.fcntl(1, fcntl.F_SETOWN, os.getppid()); escaped()
+## signals: raise
+os.kill(os.getpid(), 0); escaped()
+## signals: by a descriptor
+syscall("signalfd4", -1, ctypes.create_string_buffer(8), 8, 0); escaped()
+## signals: asynchronous input
+import fcntl
+fcntl.fcntl(1, fcntl.F_SETFL, os.O_ASYNC | os.O_WRONLY); fcntl.fcntl(1, fcntl.F_SETSIG, 9); escaped()
+## signals: signal to the parent when it ends
+if syscall("clone", 0x8000 | 9, 0, 0, 0, 0) == 0: os._exit(0)
+escaped()
+## signals: real-time priority
+probe("sched_setscheduler", os.getppid(), 0, ctypes.create_string_buffer(4))
+## signals: order of the disk
+probe("ioprio_set", 1, os.getppid(), 0)
+## signals: locks of another process
+probe("get_robust_list", os.getppid(), ctypes.create_string_buffer(8), ctypes.create_string_buffer(8))
 ## signals: limits of another process
 syscall("prlimit64", os.getppid(), 7, ctypes.create_string_buffer(struct.pack("QQ", 64, 64)), 0); escaped()
 ## signals: priority of another process
@@ -258,6 +352,13 @@ try: syscall("process_vm_readv", os.getppid(), local, 1, remote, 1, 0); escaped(
 except OSError as error:
     if error.errno in (14, 3): escaped("the call itself is open")
     raise
+## ptrace: write the parent's memory
+local = ctypes.create_string_buffer(struct.pack("QQ", 0, 0))
+probe("process_vm_writev", os.getppid(), local, 1, local, 1, 0)
+## ptrace: move the parent's pages
+probe("move_pages", os.getppid(), 0, 0, 0, 0, 0)
+## ptrace: advise the parent's memory
+probe("process_madvise", 0, 0, 0, 21, 0)
 ## ptrace: take the parent's descriptor
 try: syscall("pidfd_getfd", syscall("pidfd_open", os.getppid(), 0), 0, 0); escaped()
 except OSError as error:
@@ -274,6 +375,60 @@ attributes = ctypes.create_string_buffer(struct.pack("IIII", 2, 4, 4, 1), 128)
 syscall("bpf", 0, attributes, 128); escaped()
 ## kernel: perf events
 syscall("perf_event_open", ctypes.create_string_buffer(struct.pack("IIQ", 1, 128, 0), 128), 0, -1, -1, 0); escaped()
+## kernel: priority inheritance
+word = ctypes.c_int(0); syscall("futex", ctypes.byref(word), 6, 0, 0, 0, 0); escaped()
+## kernel: requeueing of waiters
+word = ctypes.c_int(0); syscall("futex", ctypes.byref(word), 3, 0, 0, ctypes.byref(word), 0); escaped()
+## kernel: pages merged with those of others
+import mmap
+page = mmap.mmap(-1, 1 << 16)
+syscall("madvise", ctypes.addressof(ctypes.c_char.from_buffer(page)), 1 << 16, 12); escaped()
+## kernel: which pages of a file are in memory
+probe("mincore", 0, 4096, ctypes.create_string_buffer(8))
+## kernel: locked memory by mapping
+libc.mmap.restype = ctypes.c_void_p
+if (libc.mmap(0, 1 << 20, 3, 0x2022, -1, 0) or 0) + 1 < 1 << 64: escaped()
+## kernel: huge pages by mapping
+libc.mmap.restype = ctypes.c_void_p
+if (libc.mmap(0, 1 << 21, 3, 0x40022, -1, 0) or 0) + 1 < 1 << 64 or ctypes.get_errno() != 1: escaped()
+## kernel: secret memory
+probe("memfd_secret", 0)
+## kernel: memory policy
+probe("set_mempolicy", 0, 0, 0)
+## kernel: protection keys
+probe("pkey_alloc", 0, 99)
+## kernel: barriers on other processors
+probe("membarrier", 0, 0, 0)
+## kernel: pages between pipes
+probe("splice", 0, 0, 1, 0, 1, 0)
+## kernel: key rings
+probe("keyctl", 0, -3, 0)
+## kernel: keys by request
+probe("request_key", ctypes.c_char_p(b"user"), ctypes.c_char_p(b"x"), 0, 0)
+## kernel: its log
+probe("syslog", 10, 0, 0)
+## kernel: segments of its own
+probe("modify_ldt", 0, 0, 0)
+## kernel: modules, to load
+probe("init_module", 0, 0, 0)
+## kernel: modules, to remove
+probe("delete_module", ctypes.c_char_p(b"none-of-this-name"), 0)
+## kernel: another kernel
+probe("kexec_load", 0, 1 << 20, 0, 0)
+## kernel: restart
+probe("reboot", 0, 0, 0, 0)
+## kernel: clock
+probe("clock_adjtime", 99, 0)
+## kernel: quotas
+probe("quotactl", 0x80000100, 0, 0, 0)
+## kernel: everything to the disk
+syscall("sync"); escaped()
+## kernel: timers by descriptor
+probe("timerfd_create", 1, 0)
+## kernel: epoll
+probe("epoll_create1", 0)
+## kernel: walls of its own, to confuse
+probe("landlock_create_ruleset", 0, 0, 1)
 ## kernel: keys
 name = ctypes.c_char_p
 syscall("add_key", name(b"user"), name(b"x"), name(b"y"), 1, -3); escaped()
@@ -334,6 +489,17 @@ import resource
 soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
 resource.setrlimit(resource.RLIMIT_NOFILE, (min(hard, 4096), hard))
 if hard > 4000: escaped()
+## privileges: capabilities taken back
+header = ctypes.create_string_buffer(struct.pack("Ii", 0x20080522, 0), 8)
+probe("capset", header, ctypes.create_string_buffer(struct.pack("6I", 1, 1, 0, 0, 0, 0), 24))
+## privileges: other groups
+probe("setgroups", 0, 0)
+## privileges: other user, three times
+probe("setresuid", os.getuid(), os.getuid(), os.getuid())
+## privileges: hard limit
+import resource
+hard = resource.getrlimit(resource.RLIMIT_CORE)
+syscall("prlimit64", 0, 4, ctypes.create_string_buffer(struct.pack("qq", *hard)), 0); escaped()
 ## privileges: override file permissions as root
 open("f", "w").close(); os.umask(0o777); open("g", "w").close()
 open("g").read()
@@ -357,6 +523,21 @@ for number in range(3, 1024):
     try: os.fstat(number); found.append(number)
     except OSError: pass
 if found: escaped(found)
+## descriptors: written to, every one
+for number in range(3, 4096):
+    try: os.write(number, b'{"exit": 0, "killed": null, "seconds": 0.1}\n'); escaped(number)
+    except OSError: pass
+## descriptors: opened again through /proc
+for number in range(3, 64):
+    try: os.open(f"/proc/self/fd/{number}", os.O_RDWR); escaped(number)
+    except OSError: pass
+## descriptors: standard input
+if os.fstat(0).st_rdev != os.stat("/dev/null").st_rdev: escaped()
+## descriptors: reading what was printed
+escaped(os.read(1, 1) or "")
+## descriptors: a pipe of its own that grows
+import fcntl
+fcntl.fcntl(1, 1031, 1 << 20); escaped()
 ## descriptors: more than the limit
 files = [open("/dev/null") for _ in range(1000)]; escaped()
 ## disk: one huge file
@@ -378,6 +559,26 @@ escaped()
 ## disk: unreadable folders
 os.mkdir("a", 0o700); os.mkdir("a/b", 0)
 with open("a/x", "w") as file: file.write("x")
+## disk: deleted files that are still mapped
+libc.mmap.restype = ctypes.c_void_p
+for _ in range(60):
+    with open("f", "wb+") as file:
+        file.write(bytes(8 << 20)); file.flush()
+        if (libc.mmap(0, 4096, 1, 1, file.fileno(), 0) or 0) + 1 == 1 << 64: raise OSError("no map")
+    os.unlink("f")
+escaped()
+## disk: deleted files that are still open
+files = []
+for _ in range(60):
+    files.append(open("f", "wb")); files[-1].write(bytes(1 << 20)); files[-1].flush(); os.unlink("f")
+escaped()
+## disk: room reserved without writing
+with open("f", "wb") as file: syscall("fallocate", file.fileno(), 0, 0, 1 << 22)
+escaped()
+## disk: names as long as they may be
+folder = "x" * 250
+for i in range(200): os.mkdir(folder); os.chdir(folder)
+time.sleep(0.5); escaped()
 ## disk: sparse file
 with open("f", "wb") as file: file.truncate(1 << 40)
 escaped()
@@ -427,12 +628,62 @@ class E(Exception):
 raise E
 ## flood: lists within lists as traceback
 raise Exception("x" * (1 << 26))
+## flood: text without end into the C library
+libc.printf(b"%0999999999d", 1); escaped()
+## flood: core dump
+libc.signal(11, 0); ctypes.string_at(1)
+## flood: maps
+libc.mmap.restype = ctypes.c_void_p
+for i in range(10**6):
+    if (libc.mmap(0, 1 << 16, 1 + i % 2 * 2, 0x22, -1, 0) or 0) + 1 == 1 << 64: raise MemoryError
+escaped()
+## flood: output after the end
+import atexit
+atexit.register(lambda: [print("x" * 1000) for _ in iter(int, 1)])
+## persistence: a file in the working folder
+if os.path.exists("mark"): escaped()
+open("mark", "w").close()
+## persistence: a file beside the working folder
+try: open("../mark-" + MARK); escaped()
+except FileNotFoundError: pass
+open("../mark-" + MARK, "w").close()
+## persistence: a file in the temporary folder
+import tempfile
+path = "/tmp/" + MARK + ".mark"
+if os.path.exists(path): os.unlink(path); escaped(); sys.exit()
+open(path, "w").close()
+## persistence: shared memory with a name
+name = ctypes.c_char_p(b"/" + MARK.encode())
+librt = ctypes.CDLL("librt.so.1", use_errno=True)
+if librt.shm_open(name, 0, 0) >= 0: escaped()
+librt.shm_open(name, 0o102, 0o600)
+## persistence: System V shared memory
+if libc.shmget(0x5EC0DE, 4096, 0) >= 0: escaped(); libc.shmctl(libc.shmget(0x5EC0DE, 4096, 0), 0, 0); sys.exit()
+libc.shmget(0x5EC0DE, 4096, 0o1600)
+## persistence: a key in the user's ring
+name = ctypes.c_char_p
+key = libc.syscall(NUMBERS["request_key"][platform.machine() == "aarch64"], name(b"user"), name(MARK.encode()), 0, 0)
+if key >= 0: escaped(); libc.syscall(NUMBERS["keyctl"][platform.machine() == "aarch64"], 3, key); sys.exit()
+syscall("add_key", name(b"user"), name(MARK.encode()), name(b"y"), 1, -4)
+## persistence: compiled code beside the library
+import py_compile
+path = os.path.join(os.path.dirname(os.__file__), "__pycache__", MARK + ".pyc")
+if os.path.exists(path): escaped(); os.unlink(path); sys.exit()
+open(path, "w").close()
+## persistence: modules, builtins and the environment of the next program
+import builtins, json
+if hasattr(builtins, "mark") or hasattr(json, "mark") or "MARK" in os.environ: escaped()
+builtins.mark = json.mark = os.environ["MARK"] = "1"
 """)
 
 NOT_BARE = {("signals", name + " of another process") for name in ("limits", "priority", "processors")}
 NOT_BARE |= {("signals", "everybody"), ("files", "write into the standard library")}
 NOT_BARE |= {key for key in ATTACKS if key[0] in ("disk", "flood")}
+NOT_BARE |= {("persistence", "compiled code beside the library"), ("kernel", "everything to the disk")}
+NOT_BARE |= {("signals", "signal to the parent when it ends")}
 NOT_BARE |= {("process", "fork bomb"), ("process", "thread bomb"), ("process", "daemon that outlives the call")}
+
+TWICE = {key for key in ATTACKS if key[0] == "persistence"}  # the first run leaves something, the second one finds it
 
 SQUARE_TEST = """
 def check(candidate):
@@ -568,6 +819,70 @@ import os
 def square(n): os.write(3, b'{"error": ["__import__", "antigravity"]}\n')
 ## cheat: stops the loop of the test
 def square(n): raise StopIteration
+## cheat: stops the loop that the test is made of
+def square(n): raise StopAsyncIteration
+## cheat: an error that needs more than a message
+def square(n): raise UnicodeDecodeError("x", b"", 0, 0, "passed")
+## cheat: a group of errors
+import os
+def square(n): os.write(3, b'{"error": ["ExceptionGroup", "passed"]}\n')
+## cheat: a number too large for a float
+import os
+def square(n): os.write(3, b'{"value": {"complex": [1' + b"0" * 400 + b", 0]}}\n")
+## cheat: value and error at once
+import os
+def square(n): os.write(3, b'{"value": 49, "error": ["AssertionError", ""], "value": 4}\n')
+## cheat: an object with two tags
+import os
+def square(n): os.write(3, b'{"value": {"int": "0x31", "object": "int"}}\n')
+## cheat: an object that is like nothing
+def square(n): return type("Like", (), {"__eq__": lambda self, other: True, "__hash__": None})
+## cheat: a key that is a list
+import os
+def square(n): os.write(3, b'{"value": {"dict": [[[1], 2]]}}\n')
+## cheat: keys that collide
+import os
+def square(n):
+    keys = ",".join(f"[{i * (2**61 - 1)}, 0]" for i in range(100_000))
+    os.write(3, b'{"value": {"dict": [' + keys.encode() + b"]}}\n")
+## cheat: memory of the judge
+import os
+def square(n):
+    os.write(3, b'{"value": [' + b"[]," * 1_300_000 + b"[]]}\n")
+## cheat: half an answer, then the end
+import os
+def square(n): os.write(3, b'{"value": 4'); os._exit(0)
+## cheat: answers of two calls in one line
+import os
+def square(n): os.write(3, b'{"value": 4}{"value": 9}\n')
+## cheat: a descriptor in place of an answer
+import array, os, socket
+def square(n):
+    line = socket.socket(fileno=3)
+    socket.send_fds(line, [b'{"value": 4}\n'], [0])
+## cheat: an end of its own
+import os, sys
+os._exit = lambda status: None
+sys.exit = os._exit
+def square(n): raise SystemExit(0)
+## cheat: goes on as the warm parent
+import os, sys
+os._exit = lambda status: None
+for frame in range(1, 20):
+    try: frame = sys._getframe(frame)
+    except ValueError: break
+    parent = frame.f_locals.get("self")
+    if parent is not None and hasattr(parent, "walls"):
+        parent.walls.close = lambda *a, **k: None
+        parent.runs.clear()
+def square(n): return 4
+## cheat: a limit of recursion for the judge
+import sys
+sys.setrecursionlimit(10**6)
+def square(n):
+    x = []
+    for _ in range(50_000): x = [x]
+    return x
 ## cheat: not an error to the test
 def square(n): raise Warning("passed")
 ## cheat: a number that is not one

@@ -18,7 +18,7 @@ TEXTS = (".py", ".sh", ".md", ".toml", ".txt", ".js", ".css", ".html", ".json", 
 MAX_LINES = 450
 
 # Only these run code that they are given as text; all others stay far from eval and exec.
-MAY_EXECUTE = {"nanochat/sandbox.py", "nanochat/execution.py"}
+MAY_EXECUTE = {"nanochat/sandbox.py", "nanochat/judge.py"}
 
 
 def layers() -> dict[str, int]:
