@@ -15,6 +15,8 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from nanochat.fused import softcap_cross_entropy_
+
 SOFTCAP = 15.0
 ROPE_BASE = 10_000.0
 ATTENTION_SHARPNESS = 1.44  # normalised queries and keys have products of at most sqrt(D) times this
@@ -292,22 +294,25 @@ def token_losses(x: torch.Tensor, weight: torch.Tensor, targets: torch.Tensor) -
 
     x (N, C), weight (V, C), targets (N,) -> (N,) float32.
     """
-    rows = _chunk_rows(x)
-    losses = [_chunk_loss(part, weight.to(x.dtype), t)[0] for part, t in zip(x.split(rows), targets.split(rows))]
-    return torch.cat(losses) * (targets >= 0)
+    rows, w, counted = _chunk_rows(x), weight.to(x.dtype), (targets >= 0).float()
+    parts = zip(x.split(rows), targets.split(rows), counted.split(rows))
+    return torch.cat([_chunk_losses(F.linear(part, w).float(), t, c)[0] for part, t, c in parts]) * counted
 
 
 def _chunk_rows(x):
     return 256 if x.device.type == "cpu" else 4096  # on a CPU, so that a chunk's logits stay in the cache
 
 
-def _chunk_loss(x, weight, targets):
-    """Losses (N,), and what their gradient needs: exp(logits), its row sums, tanh(z / SOFTCAP)."""
-    tanh = F.linear(x, weight).float().div_(SOFTCAP).tanh_()
-    exp = (tanh * SOFTCAP).exp_()  # at most exp(15): no need to subtract the maximum
-    total = exp.sum(dim=1, keepdim=True)
-    hit = tanh.gather(1, targets.clamp(min=0)[:, None]) * SOFTCAP
-    return (total.log() - hit).squeeze(1), exp, total, tanh
+def _chunk_losses(z, targets, scale):
+    """Losses (N,) of the logits z (N, V) before the cap, and the gradient (N, V) of sum(losses * scale). Changes z."""
+    if z.device.type == "cpu":
+        return softcap_cross_entropy_(z, targets, scale, SOFTCAP), z
+    tanh = z.div_(SOFTCAP).tanh_()
+    exp = (tanh * SOFTCAP).exp_()  # at most exp(SOFTCAP): no need to subtract the maximum
+    total, targets = exp.sum(dim=1, keepdim=True), targets.clamp(min=0)[:, None]
+    losses = (total.log() - tanh.gather(1, targets) * SOFTCAP).squeeze(1)
+    dz = exp.mul_(scale[:, None] / total).scatter_add_(1, targets, -scale[:, None])
+    return losses, torch.ops.aten.tanh_backward(dz, tanh)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):
@@ -318,22 +323,19 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, x, weight, targets, scale):
-        w = weight.to(x.dtype)
+        w, scale = weight.to(x.dtype), scale.to(torch.float32)
         loss = x.new_zeros((), dtype=torch.float32)
         need = ctx.needs_input_grad[0] or ctx.needs_input_grad[1]
         dx, dw = (torch.empty_like(x), torch.zeros_like(weight, dtype=torch.float32)) if need else (None, None)
         rows = _chunk_rows(x)
         for start in range(0, len(x), rows):
-            part, t = x[start : start + rows], targets[start : start + rows]
-            losses, exp, total, tanh = _chunk_loss(part, w, t)
-            factor = scale[start : start + rows].to(torch.float32)
-            loss += (losses * factor).sum()
+            chunk = slice(start, start + rows)
+            losses, dz = _chunk_losses(F.linear(x[chunk], w).float(), targets[chunk], scale[chunk])
+            loss += (losses * scale[chunk]).sum()
             if need:
-                dz = exp.mul_(factor[:, None] / total)
-                dz.scatter_add_(1, t.clamp(min=0)[:, None], -factor[:, None])
-                dz = torch.ops.aten.tanh_backward(dz, tanh).to(x.dtype)
-                torch.mm(dz, w, out=dx[start : start + rows])
-                dw.addmm_(dz.T, part) if dw.dtype == x.dtype else dw.add_(dz.T @ part)
+                dz = dz.to(x.dtype)
+                torch.mm(dz, w, out=dx[chunk])
+                dw.addmm_(dz.T, x[chunk]) if dw.dtype == x.dtype else dw.add_(dz.T @ x[chunk])
         ctx.save_for_backward(dx, dw)
         return loss
 

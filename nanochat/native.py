@@ -21,9 +21,10 @@ class Kernel:
 
     lock = threading.Lock()
 
-    def __init__(self, function: Callable, signature: tuple, nrt: bool, fastmath: bool):
+    def __init__(self, function: Callable, signature: tuple, nrt: bool, vector: bool):
         function.__qualname__ += source_stamp(Path(function.__code__.co_filename))  # a part of the file's name on disk
-        self.dispatcher = numba.njit(cache=True, nogil=True, _nrt=nrt, fastmath=fastmath)(function)
+        options = {"fastmath": True, "error_model": "numpy"} if vector else {}
+        self.dispatcher = numba.njit(cache=True, nogil=True, _nrt=nrt, **options)(function)
         self.signature, self.ready = signature, False
 
     def __call__(self, *args):
@@ -54,6 +55,7 @@ def source_stamp(file: Path) -> str:
     return f"_{zlib.crc32(repr([(file.st_mtime_ns, file.st_size) for file in status]).encode()):08x}"
 
 
-def kernel(*signature, nrt: bool = False, fastmath: bool = False) -> Callable[[Callable], Kernel]:
-    """nrt: the function may make arrays. fastmath: sums may be reordered, so that loops become vector code."""
-    return lambda function: Kernel(function, signature, nrt, fastmath)
+def kernel(*signature, nrt: bool = False, vector: bool = False) -> Callable[[Callable], Kernel]:
+    """nrt: the function may make arrays. vector: its loops over floats become vector code, for which sums are reordered
+    and a division by zero is infinite instead of an error."""
+    return lambda function: Kernel(function, signature, nrt, vector)
