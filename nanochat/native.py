@@ -23,7 +23,7 @@ class Kernel:
 
     def __init__(self, function: Callable, signature: tuple, nrt: bool, vector: bool):
         function.__qualname__ += source_stamp(Path(function.__code__.co_filename))  # a part of the file's name on disk
-        options = {"fastmath": True, "error_model": "numpy"} if vector else {}
+        options = {"fastmath": {"reassoc", "contract", "arcp"}, "error_model": "numpy"} if vector else {}
         self.dispatcher = numba.njit(cache=True, nogil=True, _nrt=nrt, **options)(function)
         self.signature, self.ready = signature, False
 
