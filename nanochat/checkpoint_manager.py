@@ -19,15 +19,18 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from nanochat import sealed
 from nanochat.common import STAGES, Dist, base_dir, write_json
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.sealed import check_keys, hidden, publish, read_json, read_manifest, remove, seal, tidy, verify
+from nanochat.sealed import check_keys, hidden, read_manifest, read_object, regular_size, remove, tidy, verify
 from nanochat.tokenizer import Tokenizer
 from nanochat.trainer import State
 
 MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 CONFIG, TOKENIZER, STATE = "config.json", "tokenizer.json", "state.json"
 REQUIRED = (MODEL, CONFIG, TOKENIZER, STATE)
+ABOUT = {"stage": "", "tag": "", "model": {}, "settings": {}}  # what config.json holds
+MAX_HEADER_BYTES = 2**20  # of a safetensors file: what names its tensors; every name takes memory when it is read
 SCRIPTS = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft", "rl": "chat_rl"}
 
 
@@ -218,13 +221,17 @@ def _write(path, weights, moments, about, state, tokenizer, keep_last) -> None:
         write_json(temporary / CONFIG, json.loads(json.dumps(about, default=str)))
         write_json(temporary / STATE, state)
         tokenizer.save(temporary / TOKENIZER)
+        for name, examples in ((CONFIG, ABOUT), (STATE, asdict(State()))):
+            _read_checked(temporary / name, examples)  # what could not be read again must not replace what can
+        for file in temporary.glob("*.safetensors"):
+            _check_header(file)
         # The time says which checkpoint is the newest, so it must grow even if the clock was set back.
         before = max((_saved_at(other) for other in steps(path.parent)), default=0.0)
-        seal(temporary, max(time.time(), math.nextafter(before, math.inf)))
-        publish(temporary, path)
+        sealed.seal(temporary, max(time.time(), math.nextafter(before, math.inf)))
+        sealed.publish(temporary, path)
         if keep_last is not None:
             prune(path.parent, keep_last)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         needed = sum(tensor.nbytes for tensor in (*weights.values(), *moments.values()))
         raise SaveError(
@@ -292,10 +299,8 @@ def load(
     """
     path = Path(path) if path is not None else find(stage, tag, step)
     verify(path, REQUIRED)
-    about = read_json(path / CONFIG, {"stage", "tag", "model", "settings"})
-    _check_types(about, {"stage": "", "tag": "", "model": {}, "settings": {}}, path / CONFIG)
-    state = read_json(path / STATE, {field.name for field in fields(State)})
-    _check_types(state, asdict(State()), path / STATE)
+    about = _read_checked(path / CONFIG, ABOUT)
+    state = State(**_read_checked(path / STATE, asdict(State())))
     model = _read_model(path, about["model"], device, dtype)
     tokenizer = Tokenizer.load(path / TOKENIZER)
     if tokenizer.vocab_size > model.config.vocab_size:
@@ -303,7 +308,7 @@ def load(
             f"{path / TOKENIZER} has {tokenizer.vocab_size} tokens, but the model in {path / MODEL} has room for "
             f"{model.config.vocab_size}. The two files do not belong together."
         )
-    return Checkpoint(model, tokenizer, State(**state), about["settings"], path, about["stage"], about["tag"])
+    return Checkpoint(model, tokenizer, state, about["settings"], path, about["stage"], about["tag"])
 
 
 def load_optimizers(path: Path, optimizers: list) -> None:
@@ -320,15 +325,31 @@ def load_optimizers(path: Path, optimizers: list) -> None:
         raise ValueError(f"{path / OPTIMIZER} does not fit this model or these optimizers: {error}.") from error
 
 
-def _check_types(values: dict, examples: dict, where: Path) -> None:
+def _read_checked(path: Path, examples: dict) -> dict:
+    """The object in a JSON file; its keys and the types of its values are those of `examples`."""
+    values = read_object(path, set(examples))
     for name, example in examples.items():
         if type(values[name]) is not type(example) and not (type(example) is float and type(values[name]) is int):
             raise ValueError(
-                f"{where}: {name} is {values[name]!r:.80}, which is not of the type {type(example).__name__}."
+                f"{path}: {name} is {values[name]!r:.80}, which is not of the type {type(example).__name__}."
             )
+    return values
+
+
+def _check_header(path: Path) -> None:
+    """ValueError unless the length that a safetensors file begins with is one that its header may have."""
+    size = regular_size(path)
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > min(size - 8, MAX_HEADER_BYTES):
+        raise ValueError(
+            f"{path} is not a valid safetensors file: its header would have {length:,} bytes, in a file of {size:,}; "
+            f"at most {MAX_HEADER_BYTES:,} are read."
+        )
 
 
 def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
+    _check_header(path)
     try:
         return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:

@@ -73,10 +73,15 @@ def write_json(path: Path, value) -> None:
     write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
 
 
-def read_json(path: Path):
-    """The value in a JSON file. ValueError naming the file if it is not JSON."""
+def read_json(path: Path, max_bytes: int = 64 * 2**20):
+    """The value in a JSON file. OSError if it cannot be read, ValueError naming the file if it is not JSON.
+
+    Objects take up to twenty times the room of their JSON, so a file of more than `max_bytes` is refused unread.
+    """
+    if (size := path.stat().st_size) > max_bytes:
+        raise ValueError(f"{path} is damaged: it has {size:,} bytes, and no such file has more than {max_bytes:,}.")
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
         raise ValueError(f"{path} is not a valid JSON file ({error}).") from error
 
@@ -329,7 +334,7 @@ class MetricsLog:
     def __init__(self, path: Path, step: int = 0, dist: Dist = Dist()):
         self.path, self.dist = path, dist
         if dist.is_main:
-            kept = [row for row in self.read(path) if row["step"] <= step and step > 0]
+            kept = [row for row in self.read(path) if row["step"] <= step] if step > 0 else []
             write_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def log(self, step: int, **scalars: float) -> None:
@@ -339,13 +344,16 @@ class MetricsLog:
 
     @staticmethod
     def read(path: Path) -> list[dict]:
-        """Every row; [] if there is no file. A last line cut short by a crash is left out."""
-        if not path.exists():
-            return []
+        """Every row; [] if there is no file. A last line cut short by a crash is left out. ValueError naming file and
+        line if another one is no object of numbers with a whole "step"."""
+        lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
         rows = []
-        for line in path.read_text(encoding="utf-8").splitlines():
+        for number, line in enumerate(lines[:-1], start=1):  # what comes after the last newline is cut short
             try:
-                rows.append(json.loads(line))
-            except json.JSONDecodeError:
-                break
+                row = json.loads(line)
+                if type(row["step"]) is not int or not all(isinstance(value, int | float) for value in row.values()):
+                    raise ValueError("it should be numbers by name, with a whole step")
+            except (ValueError, TypeError, KeyError, RecursionError) as error:
+                raise ValueError(f"{path}, line {number}, is damaged ({error}). Mend it or move it away.") from error
+            rows.append(row)
         return rows

@@ -67,7 +67,7 @@ def require(name: str) -> dict:
     """The manifest of a dataset. SystemExit with the command to run if it is not there."""
     path = data_dir(name) / "manifest.json"
     if path.exists() and shards(name, "train") and shards(name, "val"):
-        return read_json(path)
+        return _read_manifest(path)
     flags = {"wiki": "--source wiki"} | {source: f"-n 8 --source {source}" for source in PUBLISHED}
     command = f"python -m nanochat.dataset {flags.get(name, f'--from PATH --name {name}')}"
     raise SystemExit(f"There is no complete dataset '{name}' in {data_dir(name)}. Make it: {command}")
@@ -80,8 +80,21 @@ def shards(name: str, split: str) -> list[Path]:
     folder = data_dir(name)
     present = set((folder / split).glob("shard_*.parquet"))
     if name in PUBLISHED and _busy(name) and (folder / "manifest.json").exists():
-        present |= {folder / split / shard for shard in read_json(folder / "manifest.json")[split]["shards"]}
+        present |= {folder / split / shard for shard in _read_manifest(folder / "manifest.json")[split]["shards"]}
     return sorted(present)
+
+
+def _read_manifest(path: Path) -> dict:
+    """A dataset's manifest. ValueError naming the file if it is none, or if it names what is no file of its folder."""
+    manifest = read_json(path)
+    try:
+        names = [name for split in ("train", "val") for name in manifest[split]["shards"]]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: it does not list the shards of train and val.") from error
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"shard_\d+\.parquet", name):
+            raise ValueError(f"{path} is damaged: {name!r:.80} is no name of a shard.")
+    return manifest
 
 
 def wait_for(shard: Path) -> Path:
@@ -159,7 +172,10 @@ def prepare(name: str, texts: Iterable[tuple[str, str]], source: str, fingerprin
 def _prepared(name: str, fingerprint: str) -> dict | None:
     """The manifest of the dataset if it was made from exactly this source and all its shards are there."""
     folder = data_dir(name)
-    manifest = read_json(folder / "manifest.json") if (folder / "manifest.json").exists() else {}
+    try:
+        manifest = _read_manifest(folder / "manifest.json")
+    except (FileNotFoundError, ValueError):
+        return None
     if manifest.get("fingerprint") != fingerprint:
         return None
     if not all((folder / split / shard).exists() for split in ("train", "val") for shard in manifest[split]["shards"]):

@@ -4,11 +4,14 @@ In: addresses and the paths where the files belong. Out: complete files, or a Do
 A file under its final name is always whole; what is on its way lies beside it as `<name>.part`.
 """
 
+import gzip
 import hashlib
 import os
 import random
 import re
 import threading
+import zipfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from email.utils import parsedate_to_datetime
@@ -58,9 +61,10 @@ def download(
 ) -> Path:
     """Fetch `url` to `path` and return the path; a file that is already there is not fetched again.
 
-    A broken transfer goes on where it stopped, in this call or in a later one. `sha256` and `size` (bytes) are
-    verified when given, as are those that a Hugging Face hub states; `check(file)` may raise ValueError for content
-    that is not what it should be. Up to `attempts` tries in a row without a new byte, `delay` seconds apart at first
+    A broken transfer goes on where it stopped, in this call or in a later one, if the server or `sha256` can tell that
+    it is still the same file. `sha256` and `size` (bytes) are verified when given, as are those that a Hugging Face hub
+    states, and archives (.gz, .zip) are read to their end; `check(file)` may raise ValueError for content that is not
+    what it should be. Up to `attempts` tries in a row without a new byte, `delay` seconds apart at first
     and doubling, or as long as the server asks. `on_bytes((have, total))` hears of progress, `stop` ends the work.
     Raises DownloadError with the reason, or OSError if the disk is full.
     """
@@ -73,10 +77,12 @@ def download(
     try:
         while True:
             try:
+                if not sha256 and not _validator(part):
+                    part.unlink(missing_ok=True)  # nothing could tell whether the rest belongs to these bytes
                 known_size, known_sha256 = _fetch(client or own_client, url, part, stop, on_bytes or (lambda _: None))
-                _verify(part, url, size or known_size, sha256 or known_sha256, check)
+                _verify(part, path.suffix, size or known_size, sha256 or known_sha256, check)
                 os.replace(part, path)
-                _etag_file(part).unlink(missing_ok=True)
+                _validator_file(part).unlink(missing_ok=True)
                 return path
             except (_Retry, httpx.HTTPError) as error:
                 failures = 1 if _size(part) > furthest else failures + 1
@@ -94,32 +100,40 @@ def download(
 
 def _fetch(client, url: str, part: Path, stop: threading.Event, on_bytes) -> tuple[int | None, str | None]:
     """One attempt: add to `part` what it lacks. Returns the size and sha256 that the server states, if it does."""
-    have = _size(part)
-    etag = _etag_file(part).read_text() if have and _etag_file(part).exists() else ""
-    headers = {"Range": f"bytes={have}-"} | ({"If-Range": etag} if etag else {}) if have else {}
+    have, validator = _size(part), _validator(part)
+    headers = {"Range": f"bytes={have}-"} | ({"If-Range": validator} if validator else {}) if have else {}
     with client.stream("GET", url, headers=headers) as response:
-        status = response.status_code
-        if status == 416:  # the part is whole already, or it is longer than the file: only a fresh start can tell
+        status, told = response.status_code, response.headers
+        if status == 416 and told.get("content-range") == f"bytes */{have}":
+            return have, None  # all of it had come already
+        if status == 416:  # the part is longer than the file
             part.unlink(missing_ok=True)
             raise _Retry("the server has no bytes beyond those already here")
         if status in (408, 425, 429) or status >= 500:
             raise _Retry(f"HTTP {status} from the server", _retry_after(response))
         if status not in (200, 206):
             raise DownloadError(f"{url}: HTTP {status} {response.reason_phrase}.")
+        open_ones = [each.url for each in [*response.history, response] if each.url.scheme != "https"]
+        if url.startswith("https:") and open_ones:
+            raise DownloadError(f"{url}: it leads to {open_ones[0]}, which is not encrypted.")
+        if told.get("content-encoding", "identity") != "identity":
+            raise DownloadError(f"{url}: the server sends it as {told['content-encoding']}, which was not asked for.")
         linked = next((r.headers for r in [*response.history, response] if "x-linked-etag" in r.headers), {})
         known = linked.get("x-linked-etag", "").strip('"')
         known_sha256 = known if SHA256.fullmatch(known) else None
         if status == 206:
-            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("content-range", ""))
+            span = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", told.get("content-range", ""))
             if not span or int(span[1]) != have:
                 part.unlink(missing_ok=True)
                 raise _Retry(f"the server did not go on from byte {have:,}, which was asked for")
+            if validator and _version(response) not in ("", validator):
+                part.unlink(missing_ok=True)
+                raise _Retry("the file has changed on the server")
             total = None if span[2] == "*" else int(span[2])
         else:
-            have, total = 0, int(response.headers["content-length"]) if "content-length" in response.headers else None
-            part.unlink(missing_ok=True)  # before the new ETag is noted: it must never stand beside older bytes
-            etag = response.headers.get("etag", "")
-            write_bytes(_etag_file(part), etag.encode() if etag.startswith('"') else b"")  # a weak one promises nothing
+            have, total = 0, int(told["content-length"]) if "content-length" in told else None
+            part.unlink(missing_ok=True)  # before the new version is noted: it must never stand beside older bytes
+            write_bytes(_validator_file(part), _version(response).encode())
         with open(part, "ab") as file:
             for chunk in response.iter_raw():
                 if stop.is_set():
@@ -134,7 +148,7 @@ def _fetch(client, url: str, part: Path, stop: threading.Event, on_bytes) -> tup
     return total, known_sha256
 
 
-def _verify(part: Path, url: str, size: int | None, sha256: str | None, check) -> None:
+def _verify(part: Path, suffix: str, size: int | None, sha256: str | None, check) -> None:
     """Delete what is not the file that was asked for, and have it fetched again from the start."""
     try:
         if size is not None and _size(part) != size:
@@ -146,11 +160,40 @@ def _verify(part: Path, url: str, size: int | None, sha256: str | None, check) -
                     digest.update(chunk)
             if digest.hexdigest() != sha256:
                 raise ValueError(f"the sha256 of what came is {digest.hexdigest()}, not {sha256}")
+        check_archive(part, suffix)
         if check is not None:
             check(part)
     except ValueError as error:
         part.unlink(missing_ok=True)
         raise _Retry(str(error)) from error
+
+
+def check_archive(path: Path, suffix: str) -> None:
+    """ValueError if a file of the kind that `suffix` says, .gz or .zip, is cut short or damaged. Others pass."""
+    try:
+        if suffix == ".gz":
+            if _size(path) == 0:
+                raise EOFError("it is empty")  # which gzip would let pass
+            with gzip.open(path) as file:
+                while file.read(CHUNK):
+                    pass
+        elif suffix == ".zip":
+            with zipfile.ZipFile(path) as archive:
+                if bad := archive.testzip():
+                    raise ValueError(f"{bad} in it is damaged")
+    except (OSError, EOFError, zlib.error, zipfile.BadZipFile, NotImplementedError, RuntimeError) as error:
+        raise ValueError(f"it is no whole {suffix} archive ({error})") from error
+
+
+def _version(response: httpx.Response) -> str:
+    """What names this version of the file: a strong ETag, or the time of its last change; "" if there is neither."""
+    etag = response.headers.get("etag", "")
+    return etag if etag.startswith('"') else response.headers.get("last-modified", "")  # a weak one promises nothing
+
+
+def _validator(part: Path) -> str:
+    """The version of the file that the bytes in `part` are of; "" if that is not known."""
+    return _validator_file(part).read_text() if _size(part) and _validator_file(part).exists() else ""
 
 
 def _retry_after(response: httpx.Response) -> float | None:
@@ -166,8 +209,8 @@ def _size(part: Path) -> int:
     return part.stat().st_size if part.exists() else 0
 
 
-def _etag_file(part: Path) -> Path:
-    return part.with_name(part.name + ".etag")
+def _validator_file(part: Path) -> Path:
+    return part.with_name(part.name + ".version")
 
 
 def download_all(jobs: list[tuple[str, Path]], workers: int, stage: str = "download", **options) -> dict[Path, str]:

@@ -12,11 +12,11 @@ import shutil
 import stat
 from pathlib import Path
 
-from nanochat.common import Progress, write_bytes
+from nanochat.common import Progress, read_json, write_bytes
 
 FORMAT = 1
 MANIFEST = "manifest.json"
-MAX_JSON_BYTES = 16 * 2**20  # Python's objects take many times the room of their JSON, so a huge file is refused unread
+MAX_JSON_BYTES = 2**20  # of a manifest and what stands beside it
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Writing: files into hidden(path, "tmp"), then seal, then publish
@@ -112,7 +112,7 @@ def verify(folder: Path, names: tuple[str, ...] | None = None) -> None:
 def read_manifest(folder: Path) -> dict:
     """format, saved_at, files: name -> size and sha256. ValueError if it is damaged or names an outside file."""
     path = folder / MANIFEST
-    content = read_json(path, {"format", "saved_at", "files", "sha256"})
+    content = read_object(path, {"format", "saved_at", "files", "sha256"})
     if content["format"] != FORMAT:
         raise ValueError(
             f"{path} is of format {content['format']!r:.40}, and this code reads format {FORMAT}: "
@@ -131,17 +131,13 @@ def read_manifest(folder: Path) -> dict:
     return content
 
 
-def read_json(path: Path, keys: set[str]) -> dict:
+def read_object(path: Path, keys: set[str]) -> dict:
     """The object in a JSON file, which must have exactly these keys. ValueError naming the file and the key."""
-    if regular_size(path) > MAX_JSON_BYTES:
-        raise ValueError(f"{path} is damaged: it has more than {MAX_JSON_BYTES:,} bytes.")
+    regular_size(path)
     try:
-        value = json.loads(path.read_bytes())
+        return check_keys(read_json(path, MAX_JSON_BYTES), keys, path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not valid JSON ({error}).") from error
-    return check_keys(value, keys, path)
 
 
 def check_keys(value, keys: set[str], where) -> dict:

@@ -92,7 +92,7 @@ class Tokenizer:
                 raise ValueError("its hash does not match its merges")
             if [token["content"] for token in value["added_tokens"]] != list(SPECIAL_TOKENS):
                 raise ValueError("its special tokens are not those of this program")
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(f"{path} is not a tokenizer that this program can use: {error}.") from error
         return tokenizer
 

@@ -177,3 +177,21 @@ def test_metrics_log_of_a_resumed_run_is_that_of_an_uninterrupted_one(tmp_path):
     assert path.read_bytes() == whole  # only the main rank writes
     MetricsLog(path)
     assert path.read_bytes() == b""  # a run that starts anew
+
+
+@pytest.mark.parametrize(
+    "row", ["[]", "3", "{}", '{"step": "1"}', '{"step": 1.5}', '{"step": 1, "loss": "x"}', "{", "["]
+)
+def test_metrics_log_names_a_damaged_line(tmp_path, row):
+    path = tmp_path / "log.jsonl"
+    path.write_text(f'{{"step": 1}}\n{row}\n{{"step": 3}}\n')
+    with pytest.raises(ValueError, match="log.jsonl, line 2, is damaged .* Mend it or move it away"):
+        MetricsLog(path, step=1)
+    MetricsLog(path)  # a run that starts anew does not care
+
+
+def test_json_of_any_size_is_not_read(tmp_path):
+    (tmp_path / "f.json").write_text(" " * 200 + "1")
+    assert common.read_json(tmp_path / "f.json") == 1
+    with pytest.raises(ValueError, match="f.json is damaged: it has 201 bytes"):
+        common.read_json(tmp_path / "f.json", max_bytes=200)

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat import corpus, dataset, textfiles
-from nanochat.common import read_json
+from nanochat.common import read_json, write_json
 from nanochat.configurator import parse
 
 
@@ -292,3 +292,15 @@ def test_command_line(tmp_path, base):
     assert "mine is ready" in run.stdout and "\x1b" not in run.stdout
     section = read_json(base / "report" / "data.json")
     assert section["title"] == "Data" and section["seconds"] > 0
+
+
+@pytest.mark.parametrize("name", ["../../x.parquet", "/etc/passwd", "shard_1.parquet/../x", "", 7, None])
+def test_a_manifest_names_files_of_its_folder(base_dir, name):
+    path = dataset.data_dir("own") / "manifest.json"
+    write_json(path, {"train": {"shards": [name]}, "val": {"shards": []}})
+    with pytest.raises(ValueError, match="manifest.json is damaged: .* is no name of a shard"):
+        dataset._read_manifest(path)
+    for wrong in ([], {"train": {}}, {"train": 1, "val": 2}):
+        write_json(path, wrong)
+        with pytest.raises(ValueError, match="manifest.json is damaged: it does not list"):
+            dataset._read_manifest(path)

@@ -1,18 +1,21 @@
 """Downloads from a server that misbehaves in every way; the published shards on top of them."""
 
+import gzip
 import hashlib
 import io
 import threading
 import time
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+import httpx
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from nanochat import dataset
 from nanochat.common import read_json
-from nanochat.download import DownloadError, download
+from nanochat.download import DownloadError, download, download_all
 
 
 @pytest.fixture(autouse=True)
@@ -52,30 +55,37 @@ class Server:
             request.send_response(mood or 404)
             if mood == 429:
                 request.send_header("Retry-After", "0")
+            if mood in (302, 308):
+                request.send_header("Location", "/loop" if request.path == "/loop" else "/elsewhere")
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
         data = self.files[request.path]
         etag = f'"{hashlib.md5(data).hexdigest()}"'
         start = int(asked[6:-1]) if asked else 0
-        if mood == "no ranges" or request.headers.get("If-Range", etag) != etag:
+        if mood == "no ranges" or mood != "no If-Range" and request.headers.get("If-Range", etag) != etag:
             start = 0
         if start and start >= len(data):
             request.send_response(416)
+            request.send_header("Content-Range", f"bytes */{len(data)}")
             request.send_header("Content-Length", "0")
             request.end_headers()
             return
         body = data[start:]
         request.send_response(206 if start else 200)
         if start:
-            request.send_header("Content-Range", f"bytes {start}-{len(data) - 1}/{len(data)}")
+            said = start + 7 if mood == "wrong range" else start
+            request.send_header("Content-Range", f"bytes {said}-{len(data) - 1}/{len(data)}")
         if self.etag:
             request.send_header("ETag", etag)
         for name, value in self.headers.items():
             request.send_header(name, value)
         if mood == "short":  # a whole answer, as HTTP sees it, with half of the file
             body = body[: len(body) // 2]
-        request.send_header("Content-Length", str(len(body)))
+        promised = {"promises more": 2 * len(body), "promises less": len(body) // 2}.get(mood, len(body))
+        if mood != "promises nothing":
+            request.send_header("Content-Length", str(promised))
+        request.close_connection = mood.startswith("promises")
         request.end_headers()
         request.wfile.write(body[: len(body) // 2] if mood == "drop" else bytes(len(body)) if mood == "wrong" else body)
         if mood == "drop":
@@ -104,7 +114,19 @@ def fetch(server, path, **options):
 
 
 @pytest.mark.parametrize(
-    "moods", [[], [500, 503], [429], ["drop"], ["drop", "drop", 500, "drop"], ["drop", "no ranges"]]
+    "moods",
+    [
+        [],
+        [500, 503],
+        [429],
+        ["drop"],
+        ["drop", "drop", 500, "drop"],
+        ["drop", "no ranges"],
+        ["drop", "wrong range"],
+        ["promises more"],
+        ["promises less"],
+        ["drop", "promises more"],
+    ],
 )
 def test_download_gets_there(server, tmp_path, moods):
     server.moods["/f"] = list(moods)
@@ -133,9 +155,91 @@ def test_a_file_that_changed_is_fetched_from_the_start(server, tmp_path):
     assert download(server.url + "/f", tmp_path / "f").read_bytes() == changed
 
 
+def test_a_changed_file_is_never_glued_to_the_old_one(server, tmp_path):
+    """Though the server does not know If-Range, or has no name for a version at all."""
+    for etag in (True, False):
+        server.etag, server.moods["/f"] = etag, ["drop", 404]
+        with pytest.raises(DownloadError):
+            fetch(server, tmp_path / f"{etag}")
+        server.files["/f"], server.moods["/f"] = DATA[::-1], ["no If-Range"]
+        assert download(server.url + "/f", tmp_path / f"{etag}", delay=0.01).read_bytes() == DATA[::-1]
+
+
+def test_the_time_of_the_last_change_names_a_version_too(server, tmp_path):
+    server.etag, server.headers["Last-Modified"] = False, "Tue, 24 Nov 2026 08:00:00 GMT"
+    server.moods["/f"] = ["drop", 404]
+    with pytest.raises(DownloadError):
+        fetch(server, tmp_path / "f")
+    server.moods["/f"] = ["no If-Range"]
+    assert fetch(server, tmp_path / "f").read_bytes() == DATA
+    assert server.log[-1][1] == f"bytes={len(DATA) // 2}-"
+
+
+def test_a_part_that_is_whole_is_not_fetched_again(server, tmp_path):
+    (tmp_path / "f.part").write_bytes(DATA)
+    assert fetch(server, tmp_path / "f", sha256=SHA).read_bytes() == DATA
+    assert server.log == [("/f", f"bytes={len(DATA)}-", "")]
+
+
+def test_redirects(server, tmp_path):
+    server.files["/elsewhere"] = DATA
+    server.moods |= {"/f": [302], "/loop": [308] * 100}
+    assert fetch(server, tmp_path / "f").read_bytes() == DATA and server.log[-1][0] == "/elsewhere"
+    with pytest.raises(DownloadError, match="(?i)redirect"):
+        download(server.url + "/loop", tmp_path / "g", attempts=2, delay=0.01)
+
+
+def test_a_redirect_does_not_lose_the_encryption(tmp_path):
+    def answer(request):
+        if request.url.scheme == "https":
+            return httpx.Response(302, headers={"Location": "http://elsewhere/f"})
+        return httpx.Response(200, content=b"anything")
+
+    with httpx.Client(transport=httpx.MockTransport(answer), follow_redirects=True) as client:
+        with pytest.raises(DownloadError, match="http://elsewhere/f, which is not encrypted"):
+            download("https://here/f", tmp_path / "f", client=client)
+    assert not (tmp_path / "f").exists()
+
+
+def archive(kind: str) -> bytes:
+    buffer = io.BytesIO()
+    if kind == ".gz":
+        return gzip.compress(DATA, 1)
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as file:
+        file.writestr("a.csv", DATA)
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("kind", [".gz", ".zip"])
+def test_a_truncated_archive_is_never_taken_for_complete(server, tmp_path, kind):
+    """The server says nothing of its size, or lies, and there is no hash: the archive itself has to tell."""
+    whole = archive(kind)
+    server.files["/f"] = whole
+    server.moods["/f"] = ["promises less", "short", "promises nothing"]
+    assert download(server.url + "/f", tmp_path / f"a{kind}", delay=0.01).read_bytes() == whole
+    middle = len(whole) // 2
+    for bad in (whole[:-1], whole[:middle], whole[:middle] + b"x" + whole[middle + 1 :], b"", b"<html>no</html>"):
+        server.files["/f"] = bad
+        with pytest.raises(DownloadError, match=f"no whole {kind} archive|damaged"):
+            download(server.url + "/f", tmp_path / f"b{kind}", attempts=1)
+        assert not (tmp_path / f"b{kind}").exists()
+
+
+def test_many_at_once_with_one_list_of_what_is_missing(server, tmp_path, capsys):
+    for i in range(12):
+        server.files[f"/{i}"] = DATA[i:]
+    server.moods |= {"/3": [404], "/5": [500] * 9, "/7": ["drop", "drop"]}
+    jobs = [(f"{server.url}/{i}", tmp_path / str(i)) for i in range(12)]
+    failed = download_all(jobs, workers=4, delay=0.01, attempts=3)
+    assert sorted(path.name for path in failed) == ["3", "5"]
+    assert "HTTP 404" in failed[tmp_path / "3"] and "HTTP 500" in failed[tmp_path / "5"]
+    assert all((tmp_path / str(i)).read_bytes() == DATA[i:] for i in range(12) if i not in (3, 5))
+    assert "12/12 files" in capsys.readouterr().err
+
+
 def test_a_part_that_is_too_long_is_thrown_away(server, tmp_path):
     (tmp_path / "f.part").write_bytes(DATA + b"more")
-    assert fetch(server, tmp_path / "f").read_bytes() == DATA
+    assert fetch(server, tmp_path / "f", sha256=SHA).read_bytes() == DATA
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,216 @@
+"""What must hold for any input, and where the inputs come from: strategies, and one check a property.
+
+The tests try a few hundred inputs of each, `python dev/fuzz.py` as many as you like.
+"""
+
+import json
+import math
+import operator
+import resource
+import tracemalloc
+from pathlib import Path
+
+from hypothesis import strategies as st
+
+from nanochat import calculator, sealed
+from nanochat import checkpoint_manager as cm
+
+FILES = ("model.safetensors", "optimizer.safetensors", "config.json", "state.json", "tokenizer.json", "manifest.json")
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The calculator, against a plain interpreter of the same trees
+
+OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "%": operator.mod}
+COMPARISONS = {"<": operator.lt, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt}
+COMPARISONS[">="] = operator.ge
+FUNCTIONS = {"abs": abs, "round": round, "max": max, "min": min, "sum": lambda *values: sum(values), "len": len}
+
+numbers = st.integers(0, 10**6).map(lambda n: ("number", n)) | st.integers(0, 10**5).map(lambda n: ("number", n / 64))
+texts = st.text(alphabet="abrR ,ß9-", max_size=12).map(lambda text: ("text", text))
+small = st.integers(-5, 9).map(lambda n: ("number", n))
+
+
+def more_numbers(of):
+    return st.one_of(
+        st.tuples(st.sampled_from([*OPERATORS, "/", "**"]), of, of),
+        st.tuples(st.just("**"), of, small),
+        st.tuples(st.just("neg"), of),
+        st.tuples(st.sampled_from(["abs", "round"]), of),
+        st.tuples(st.just("round"), of, small),
+        st.tuples(st.sampled_from(["max", "min", "sum"]), of, of),
+        st.tuples(st.just("count"), texts, texts),
+        st.tuples(st.just("len"), strings),
+    )
+
+
+def more_strings(of):
+    return st.one_of(
+        st.tuples(st.just("+"), of, of),
+        st.tuples(st.just("*"), of, small),
+        st.tuples(st.sampled_from(["upper", "lower", "title", "strip"]), of),
+        st.tuples(st.just("replace"), of, texts, texts),
+        st.tuples(st.just("slice"), of, st.none() | small, st.none() | small, st.none() | small),
+    )
+
+
+strings = st.recursive(texts, more_strings, max_leaves=5)
+quantities = st.recursive(numbers, more_numbers, max_leaves=8)
+expressions = quantities | strings | st.tuples(st.sampled_from(list(COMPARISONS)), quantities, quantities)
+expressions |= st.tuples(st.sampled_from(["in", "split"]), strings, texts)
+
+
+def spell(tree) -> str:
+    """An expression of Python that means the tree."""
+    kind, *parts = tree
+    if kind in ("number", "text"):
+        return f"({parts[0]!r})" if kind == "number" and parts[0] < 0 else repr(parts[0])
+    if kind == "slice":
+        return f"{spell(parts[0])}[" + ":".join("" if part is None else spell(part) for part in parts[1:]) + "]"
+    words = [spell(part) for part in parts]
+    if kind == "neg":
+        return f"(-{words[0]})"
+    if kind in FUNCTIONS:
+        return f"{kind}([{', '.join(words)}])" if kind == "sum" else f"{kind}({', '.join(words)})"
+    if kind.isalpha() and kind != "in":
+        return f"{words[0]}.{kind}({', '.join(words[1:])})"
+    return f"({words[0]} {kind} {words[1]})"
+
+
+class TooLarge(Exception):
+    """The calculator may refuse this."""
+
+
+def work_out(tree):
+    """The tree's value by Python's own operators. TooLarge if something on the way is larger than a half of what the
+    calculator's bounds allow, which say of some operations before they run that they may be too large."""
+    kind, *parts = tree
+    if kind in ("number", "text"):
+        return parts[0]
+    values = [part and work_out(part) for part in parts]
+    value = apply(kind, *values)
+    if isinstance(value, complex) or isinstance(value, float) and not math.isfinite(value):
+        raise ArithmeticError
+    if isinstance(value, int) and value.bit_length() > calculator.MAX_BITS // 2:
+        raise TooLarge
+    if isinstance(value, str) and len(value) > calculator.MAX_ITEMS // 20:
+        raise TooLarge
+    return value
+
+
+def apply(kind, *values):
+    if kind == "/":
+        exact = all(isinstance(value, int) for value in values) and values[0] % values[1] == 0
+        return values[0] // values[1] if exact else values[0] / values[1]
+    if kind == "**":
+        base, power = values
+        if isinstance(power, int) and abs(power) * len(bin(int(abs(base)))) > calculator.MAX_BITS // 2:
+            raise TooLarge
+        return base**power
+    if kind in OPERATORS or kind in COMPARISONS:
+        return (OPERATORS | COMPARISONS)[kind](*values)
+    if kind == "neg":
+        return -values[0]
+    if kind == "in":
+        return values[0] in values[1]
+    if kind == "slice":
+        return values[0][slice(*values[1:])]
+    return FUNCTIONS[kind](*values) if kind in FUNCTIONS else getattr(values[0], kind)(*values[1:])
+
+
+def check_expression(tree) -> None:
+    """The calculator says what Python says, and refuses only what is an error there, too large or too long."""
+    text = spell(tree)
+    said = calculator.calculate(text)
+    try:
+        value = work_out(tree)
+    except TooLarge:
+        assert said is None or len(said) <= calculator.MAX_ITEMS
+        return
+    except (ArithmeticError, ValueError, LookupError, TypeError):
+        assert said is None, text
+        return
+    if said is None:
+        assert len(text) > calculator.MAX_INPUT, text
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        assert abs(float(said) - value) <= abs(value) * 1e-11 if isinstance(value, float) else int(said) == value, text
+    else:
+        assert said == str(value), text
+
+
+WORDS = """( ) [ ] , . : + - * / // ** % < <= == != in not and or if else lambda x 1 2 9 0 00 1,000 1e9 .5 9e99 'a'
+'aaaa' "b" '' max min sum abs round len count upper split join replace ljust format""".split()
+junk = st.text(max_size=80) | st.lists(st.sampled_from(WORDS), max_size=200).map("".join)
+
+
+def check_junk(text: str) -> None:
+    """Any text at all has an answer of bounded length or none; nothing is raised, and memory stays under 10 MB."""
+    tracemalloc.start()
+    try:
+        said = calculator.calculate(text)
+        assert tracemalloc.get_traced_memory()[1] < 10_000_000, text
+    finally:
+        tracemalloc.stop()
+    assert said is None or len(said) <= calculator.MAX_ITEMS, text
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Files of a checkpoint
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    max_leaves=12,
+)
+entries = st.dictionaries(st.sampled_from(["size", "sha256", "x"]), json_values, max_size=3) | json_values
+manifests = st.binary(max_size=300) | json_values.map(lambda value: json.dumps(value).encode())
+manifests |= st.fixed_dictionaries(
+    {},
+    optional={
+        "format": st.just(1) | json_values,
+        "saved_at": st.floats() | json_values,
+        "files": st.dictionaries(st.sampled_from([*FILES, "../x"]) | st.text(max_size=5), entries, max_size=3)
+        | entries,
+        "sha256": json_values,
+        "more": json_values,
+    },
+).map(lambda value: json.dumps(value).encode())
+
+
+def check_manifest(folder: Path, data: bytes) -> None:
+    """No garbage is a manifest, and the message names the file."""
+    (folder / "manifest.json").write_bytes(data)
+    try:
+        sealed.verify(folder)
+    except ValueError as error:
+        assert "manifest.json" in str(error)
+    else:
+        raise AssertionError("this is no manifest")
+
+
+headers = st.dictionaries(
+    st.sampled_from(["head.weight", "embedding.weight", "__metadata__", "x"]),
+    st.fixed_dictionaries(
+        {},
+        optional={
+            "dtype": st.sampled_from(["F32", "BF16", "F8_E4M3", "I64", "Q9"]) | json_values,
+            "shape": st.lists(st.integers(-1, 2**64), max_size=3) | json_values,
+            "data_offsets": st.lists(st.integers(-1, 2**64), min_size=2, max_size=2) | json_values,
+        },
+    )
+    | json_values,
+    max_size=3,
+).map(lambda value: json.dumps(value).encode())
+lengths = st.none() | st.integers(0, 2**64 - 1) | st.integers(0, 300)
+
+
+def check_header(folder: Path, header: bytes, length: int | None, tail: bytes) -> None:
+    """Garbage in a safetensors file is an error that names the file, or tensors no larger than the file; and takes no
+    memory, whatever it claims."""
+    path = folder / "model.safetensors"
+    path.write_bytes((len(header) if length is None else length).to_bytes(8, "little") + header + tail)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    try:
+        assert all(tensor.nbytes <= len(tail) for tensor in cm._read_tensors(path).values())
+    except ValueError as error:
+        assert "model.safetensors" in str(error)
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 * 1024  # KiB
