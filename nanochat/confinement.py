@@ -172,8 +172,9 @@ def without_packages(paths: dict[str, int]) -> dict[str, int]:
 # never run: nobody who wrote this had a Mac. What it does not contain stands in execution.py.
 
 MAC_PROFILE = """(version 1) (allow default)
-(deny network*) (deny system-socket) (deny mach-lookup) (deny mach-register) (deny ipc-posix-shm*) (deny iokit-open)
-(deny appleevent-send) (deny signal) (allow signal (target same-sandbox))
+(deny network*) (deny mach-lookup) (deny mach-register) (deny ipc-posix*) (deny ipc-sysv*) (deny iokit-open)
+(deny appleevent-send) (deny job-creation) (deny process-info*) (allow process-info* (target self))
+(deny signal) (allow signal (target same-sandbox))
 (deny process-exec*) (allow process-exec* (literal "{python}") (subpath "{prefix}"))
 (deny file-write*) (allow file-write* (subpath "{base}") (literal "/dev/null"))
 (deny file-read-data)

@@ -388,6 +388,24 @@ def test_module_functions_share_a_warm_parent(sandbox):
     assert not check_program("def square(n): return 4", SQUARE_TEST, "square").passed
 
 
+def test_the_profile_for_macos_is_well_formed():
+    """Only a Mac can tell whether it holds; this is what any machine can see."""
+    command = walls.mac_command([sys.executable, "-m", "x"], "/private/var/base", "/repo/nanochat")
+    assert command[:2] == ["/usr/bin/sandbox-exec", "-p"] and command[3:] == [
+        os.path.realpath(sys.executable),
+        "-m",
+        "x",
+    ]
+    profile, depth = command[2], 0
+    for character in profile:
+        depth += (character == "(") - (character == ")")
+        assert depth >= 0
+    assert depth == 0 and profile.count('"') % 2 == 0 and "{" not in profile
+    assert '(allow file-write* (subpath "/private/var/base")' in profile
+    with pytest.raises(ValueError, match="no quotes"):
+        walls.mac_command([sys.executable], '/private/var/"base', "/repo")
+
+
 @pytest.mark.parametrize("machine", ["x86_64", "aarch64"])
 def test_filter_is_well_formed(machine):
     code = walls.seccomp_filter(machine)
