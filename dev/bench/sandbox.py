@@ -15,6 +15,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -147,6 +148,10 @@ def share(rows: list, column: int, word: str) -> str:
     return f"{tried.count(word)} of {len(tried)}"
 
 
+def wrap(text: str) -> str:
+    return textwrap.fill(" ".join(text.split()), 130, break_long_words=False, break_on_hyphens=False)
+
+
 def page(runs: list[dict]) -> str:
     """One page of Markdown about the same attacks by several users: the summary first, every attack by name last."""
     users = [run["who"] for run in runs]
@@ -177,6 +182,8 @@ def page(runs: list[dict]) -> str:
         cells = [share(each, *what) for each in ours for what in ((2, "ESCAPED"), (3, "contained"))]
         rows.append([family, len(ours[0]), *cells])
     text += table(heads, rows)
+    limits = execution.Sandbox.__doc__.partition("    Not contained, ")[2].partition("    Raises")[0]
+    text += f"\n{wrap('Not contained, ' + limits)}\n"
     text += "\n## Every attack\n\nNot marked: real for the first user. (-): fails in a bare interpreter too. (!): not "
     text += "tried there. **Bold**: NOT contained.\n"
     marks = {"ESCAPED": "", "failed": " (-)", "not tried": " (!)"}
@@ -186,7 +193,7 @@ def page(runs: list[dict]) -> str:
             if rows[0][0] == family:
                 held = all(row[3] == "contained" for row in rows)
                 names.append((rows[0][1] if held else f"**{rows[0][1]}**") + marks[rows[0][2]])
-        text += f"\n**{family}**: {'; '.join(names)}.\n"
+        text += f"\n{wrap(f'**{family}**: ' + '; '.join(names))}.\n"
     return text
 
 
