@@ -3,10 +3,9 @@
 In: prompts as token ids and a Sampling each. Out: Deltas as the text comes, then a Completion.
 One thread calls `step`; `submit` and `cancel` may be called from any thread.
 
-An answer does not depend on its company or on what was cached. Floating-point sums depend on the shapes they are
-computed in, so every token is computed in a shape that depends on its own conversation only: a prompt in chunks that
-start at multiples of the chunk, an answer in batches of a number of rows that was seen to give the same bits, against
-a number of stored positions rounded up from its own. A cached prefix is reused in whole chunks of prompts.
+An answer does not depend on its company or on what was cached: cpu_forward.py and kvcache.py compute a token in ways
+that only its own conversation decides. So what was guessed of an answer (prompt lookup, Saxena 2023) can be checked
+several tokens at once, and the answer is the same as without.
 """
 
 import itertools
@@ -19,13 +18,14 @@ import torch
 import torch.nn as nn
 
 from nanochat.answer import Answer, Completion, Delta, Sampling, TokenLogprob
-from nanochat.kvcache import KVCache, Rows, inference_copy, round_up
+from nanochat.cpu_forward import CpuForward
+from nanochat.kvcache import TorchForward
+from nanochat.lookup import Lookup
 from nanochat.sampler import choose, log_probabilities
 
-__all__ = ["Completion", "Delta", "Engine", "KVCache", "Request", "Sampling", "TokenLogprob"]
+__all__ = ["Completion", "Delta", "Engine", "Request", "Sampling", "TokenLogprob"]
 
-ROW_COUNTS = (4, 8, 16, 32, 64)  # the batches that decode is tried in
-ROUND = 64  # positions: what a row attends to is rounded up to a multiple of this
+GUESSED_CHATS = 4  # with more of them at once the rows of guesses cost what they bring
 STEP_TOKENS = 256  # of prompts, in one step, so that a long prompt does not hold up the answers that are running
 
 
@@ -42,6 +42,7 @@ class Request:
         self.cancelled = False
         self.bias: torch.Tensor | None = None  # (V,) what logit_bias adds
         self.seen: torch.Tensor | None = None  # (V,) bool, tokens so far, if there is a repetition penalty
+        self.lookup = Lookup(prompt)
 
     @property
     def finished(self) -> bool:
@@ -49,10 +50,10 @@ class Request:
 
 
 class Slot:
-    """A row of the cache: the prompt it holds from its first position on, and the request that works in it."""
+    """A row of the cache: what it holds, and the request that works in it."""
 
     def __init__(self):
-        self.prompt: list[int] = []  # tokens that were stored in prefill, so that they can be used again
+        self.prompt: list[int] = []  # tokens stored from the first position on that the next request can use again
         self.length = 0  # tokens stored
         self.request: Request | None = None
         self.used = 0  # when it was taken last, to reuse the oldest first
@@ -64,8 +65,17 @@ class Engine:
     The slots of running answers are the first ones, side by side, so that a batch is a view of the cache.
     """
 
-    def __init__(self, model: nn.Module, tokenizer, max_batch: int = 8, max_context: int | None = None):
-        """`max_context` None: the model's sequence_len, which is also the most there can be. Memory is taken here."""
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer,
+        max_batch: int = 8,
+        max_context: int | None = None,
+        int8: bool = False,
+        guess: int = 3,
+    ):
+        """`max_context` None: the model's sequence_len, which is also the most there can be. Memory is taken here.
+        `int8`: weights in a quarter of the memory, on a CPU. `guess`: tokens that are guessed ahead, where it pays."""
         config = model.config
         self.max_context = config.sequence_len if max_context is None else max_context
         if max_batch < 1 or not 2 <= self.max_context <= config.sequence_len:
@@ -81,13 +91,14 @@ class Engine:
         self.vocab_size = tokenizer.vocab_size  # ids that the model has beyond it are never chosen
         self.source, self.tokenizer, self.max_batch = model, tokenizer, max_batch
         self.device = next(model.parameters()).device
-        self.chunk = 64 if self.device.type == "cpu" else 256
-        self.model = inference_copy(model)
-        self.row_counts = self._try_row_counts()
-        slots = round_up(max_batch, self.row_counts[0])
-        length = round_up(self.max_context, self.chunk)
-        self.cache = KVCache(config, slots, length, self.device, model.compute_dtype)
-        self.slots = [Slot() for _ in range(slots)]
+        self.guess = guess
+        if CpuForward.fits(model):
+            self.forward = CpuForward(model, max_batch, self.max_context, int8)
+        elif int8:
+            raise ValueError("int8 weights are for a CPU and its usual type, float32.")
+        else:
+            self.forward = TorchForward(model, max_batch, self.max_context)
+        self.slots = [Slot() for _ in range(max_batch)]
         self.running = 0  # of the slots, the first ones
         self.filling: Slot | None = None  # the slot whose prompt is being read; one at a time, so the next can share it
         self.waiting: deque[Request] = deque()
@@ -100,7 +111,7 @@ class Engine:
         """Take the weights of the model anew, after they were trained on; forgets all that is cached."""
         if self.has_work:
             raise ValueError("The engine cannot change its weights while answers are running. Finish or cancel them.")
-        self.model = inference_copy(self.source)
+        self.forward.load(self.source)
         self.slots = [Slot() for _ in self.slots]
 
     def submit(self, prompt: Sequence[int], sampling: Sampling = Sampling()) -> Request:
@@ -150,7 +161,7 @@ class Engine:
         event is its Completion. One thread only. A fault of one request ends that one, with reason "error"."""
         events: list[tuple[Request, Delta | Completion]] = []
         self._end_cancelled(events)
-        for _ in range(STEP_TOKENS // self.chunk):
+        for _ in range(STEP_TOKENS // self.forward.chunk):
             if self.filling is None and not self._admit():
                 break
             self._prefill(events)
@@ -183,7 +194,7 @@ class Engine:
         # Go on in the slot itself, unless it is busy or holds a long conversation that only begins alike.
         slot = source if source in free and most and len(source.prompt) <= 2 * most else oldest
         if most and slot is not source:
-            self.cache.copy(self.slots.index(source), self.slots.index(slot), most)
+            self.forward.copy(self.slots.index(source), self.slots.index(slot), most)
         slot.prompt, slot.length, slot.request = request.prompt[:most], most, request
         slot.used = request.id
         request.cached_tokens = most
@@ -194,21 +205,19 @@ class Engine:
         return True
 
     def _shared(self, slot: Slot, prompt: list[int]) -> int:
-        """Tokens of the prompt that a slot holds, in whole chunks. At least the last token is always computed."""
+        """Tokens of the prompt that a slot holds and that can be reused. At least the last one is always computed."""
         most = min(len(slot.prompt), len(prompt) - 1)
         same = next((i for i in range(most) if slot.prompt[i] != prompt[i]), most)
-        return same // self.chunk * self.chunk
+        return same // self.forward.granule * self.forward.granule
 
     def _prefill(self, events) -> None:
         """The next chunk of the prompt in `filling`; after the last one, the first token of the answer."""
         slot = self.filling
         request, start = slot.request, slot.length
-        ids = request.prompt[start : start + self.chunk]
+        ids = request.prompt[start : start + self.forward.chunk]
         try:
-            prev = request.prompt[start - 1] if start else -1
-            rows = Rows(self.cache, self.slots.index(slot), [start], [prev], 1, start + self.chunk)
-            idx = torch.tensor([ids + [0] * (self.chunk - len(ids))], device=self.device)
-            logits = self.model(idx, cache=rows, at=torch.tensor([len(ids) - 1], device=self.device))
+            before = request.prompt[start - 1] if start else -1
+            logits = self.forward.prefill(self.slots.index(slot), start, ids, before)
             slot.length += len(ids)
             slot.prompt = request.prompt[: slot.length]
             if slot.length < len(request.prompt):
@@ -234,36 +243,51 @@ class Engine:
             request.seen[torch.tensor(request.prompt, device=self.device)] = True
 
     def _decode(self, events) -> None:
-        """One token for each running answer, in as few batches as give the same bits in any company."""
-        running, batches = self.slots[: self.running], []
-        first = 0
-        while first < len(running):
-            fitting = [count for count in self.row_counts if first + count <= len(self.slots)]
-            count = next((count for count in fitting if first + count >= len(running)), fitting[-1])
-            slots = running[first : first + count]
-            try:
-                batches.append((slots, self._forward(first, slots, count)))
-            except Exception as error:
-                batches.append((slots, error))
-            first += count
-        for slots, logits in batches:  # only now, since answers that end change the order of the slots
-            if isinstance(logits, Exception):
-                for slot in slots:
-                    self._release(slot, "error", events, logits)
-            else:
-                self._take_tokens(slots, logits, events)
+        """One token for each running answer, or several where what was guessed of it turns out right."""
+        running = self.slots[: self.running]
+        if not running:
+            return
+        guesses = [self._guess(slot) for slot in running]
+        places, positions, ids, before, starts = [], [], [], [], []
+        for place, (slot, guess) in enumerate(zip(running, guesses)):
+            request, last = slot.request, slot.request.answer.ids
+            starts.append(len(ids))
+            places += [place] * (1 + len(guess))
+            positions += range(slot.length, slot.length + 1 + len(guess))
+            ids += [last[-1], *guess]
+            before += [(last[-2:-1] or request.prompt[-1:])[0], last[-1], *guess][: 1 + len(guess)]
+        try:
+            logits = self.forward.decode(places, positions, ids, before)
+        except Exception as error:  # whose fault it is cannot be known
+            for slot in running:
+                self._release(slot, "error", events, error)
+            return
+        self._check_guesses(running, guesses, starts, logits, events)
 
-    def _forward(self, first: int, slots: list[Slot], count: int) -> torch.Tensor:
-        """Store the last token of each answer; logits (B, V) of the next."""
-        last = [slot.request.answer.ids[-1] for slot in slots]
-        before = [(slot.request.answer.ids[-2:-1] or slot.request.prompt[-1:])[0] for slot in slots]
-        pos = [slot.length for slot in slots]
-        rows = Rows(self.cache, first, pos, before, count, round_up(max(pos) + 1, ROUND))
-        idx = torch.tensor(last + [0] * (count - len(slots)), device=self.device)[:, None]
-        logits = self.model(idx, cache=rows, at=torch.zeros(count, dtype=torch.int64, device=self.device))
-        for slot in slots:
-            slot.length += 1
-        return logits[: len(slots)]
+    def _check_guesses(self, slots, guesses, starts, logits, events) -> None:
+        """Take the next token of every slot; then the one behind it where it was the one that was guessed, and so on."""
+        going = list(zip(slots, guesses, starts))
+        for ahead in range(1 + max(map(len, guesses))):
+            for slot, _, _ in going:
+                slot.length += 1
+            rows = [start + ahead for _, _, start in going]
+            some = logits if len(rows) == len(logits) else logits[rows]
+            self._take_tokens([slot for slot, _, _ in going], some, events)
+            guessed = [one for one in going if one[0].request and ahead < len(one[1])]
+            going = [one for one in guessed if one[0].request.answer.ids[-1] == one[1][ahead]]
+            for slot, guess, _ in guessed:
+                if ahead == 0:
+                    slot.request.lookup.learn(slot.request.answer.ids, slot.request.answer.ids[-1] == guess[0])
+
+    def _guess(self, slot: Slot) -> list[int]:
+        """What an answer may say next: what the engine makes it say, or else what came behind its last tokens before."""
+        request = slot.request
+        most = min(self.guess, self.max_context - 1 - slot.length)
+        if not self.forward.checks_guesses or most <= 0:
+            return []
+        if request.answer.forced:
+            return list(itertools.islice(request.answer.forced, min(16, self.max_context - 1 - slot.length)))
+        return request.lookup.guess(request.answer.ids, most) if self.running <= GUESSED_CHATS else []
 
     def _take_tokens(self, slots: list[Slot], logits: torch.Tensor, events) -> None:
         """Choose the next token of each slot and tell its answer."""
@@ -294,13 +318,15 @@ class Engine:
     def _release(self, slot: Slot, reason: str, events, error: Exception | None = None) -> None:
         """End the request of a slot. What it prefilled stays for the next one, unless something went wrong in it."""
         request, slot.request = slot.request, None
+        if self.forward.granule == 1:
+            slot.prompt = (request.prompt + request.answer.ids)[: slot.length]
         if slot is self.filling:
             self.filling = None
         else:
             self.running -= 1
             self._move(slot, self.running)
         if error is not None:
-            self.cache.clear(self.slots.index(slot))
+            self.forward.clear(self.slots.index(slot))
             slot.prompt, slot.length = [], 0
         self._complete(request, reason, events, error)
 
@@ -325,32 +351,8 @@ class Engine:
         """Bring a slot to a place in the order; the one that is there takes its place."""
         here = self.slots.index(slot)
         if here != to:
-            self.cache.swap(here, to, max(slot.length, self.slots[to].length))
+            self.forward.swap(here, to, max(slot.length, self.slots[to].length))
             self.slots[here], self.slots[to] = self.slots[to], slot
-
-    @torch.inference_mode()
-    def _try_row_counts(self) -> list[int]:
-        """Batches in which a row has the same bits, wherever it stands in them: tried with this model, here and now."""
-        if self.max_batch == 1:
-            return [1]
-        counts = [n for n in ROW_COUNTS if n < 2 * self.max_batch] or [ROW_COUNTS[0]]
-        most = counts[-1]
-        generator = torch.Generator(self.device).manual_seed(0)
-        random = {"generator": generator, "device": self.device}
-        cache = KVCache(self.model.config, most, ROUND, self.device, self.model.compute_dtype)
-        cache.keys.normal_(generator=generator), cache.values.normal_(generator=generator)
-        ids, prev = torch.randint(self.model.config.vocab_size, (2, most, 1), **random)
-        at = torch.zeros(most, dtype=torch.int64, device=self.device)
-
-        def try_count(count):
-            pos = list(range(ROUND - most, ROUND))
-            parts = [slice(first, first + count) for first in range(0, most, count)]
-            rows = [Rows(cache, p.start, pos[p], prev[p, 0].tolist(), count, ROUND) for p in parts]
-            return torch.cat([self.model(ids[p], cache=r, at=at[p]) for p, r in zip(parts, rows)])
-
-        logits = {count: try_count(count) for count in counts}
-        reference = logits[min(16, most)]
-        return [count for count in counts if torch.equal(logits[count], reference)]
 
     # -- For callers without a thread of their own
 
