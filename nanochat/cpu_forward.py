@@ -36,7 +36,7 @@ class CpuForward:
     checks_guesses = True
 
     def __init__(self, model: GPT, slots: int, length: int, int8: bool = False):
-        """`int8`: each column of a matrix in whole numbers up to 127 times its largest weight, a quarter of the memory."""
+        """`int8`: weights as whole numbers from -127 to 127, times a number for each output; a quarter of the memory."""
         c = model.config
         self.vocab_size, self.int8 = c.vocab_size, int8
         head_dim, heads = c.n_embd // c.n_head, c.n_head + 2 * c.n_kv_head
@@ -64,6 +64,7 @@ class CpuForward:
 
     def load(self, model: GPT) -> None:
         """Take the weights, laid out in tiles."""
+        self.model = model
         array = lambda p: p.detach().float().contiguous().numpy()  # noqa: E731
         attention, mlp = [b.attention for b in model.blocks], [b.mlp for b in model.blocks]
         stacks = (
@@ -179,7 +180,9 @@ def forward(rows, lookups, matrices, small, cache, buffers):
         matmul(h, channels, qkv[layer], qkv_scale[layer], heads)
         table = which[layer]
         gate, value_embedding = gates[max(table, 0)], value_embeddings[max(table, 0)]
-        store(heads, n_head, h, place, positions, cos, sin, table >= 0, gate, value_embedding, keys[layer], values[layer])
+        store(
+            heads, n_head, h, place, positions, cos, sin, table >= 0, gate, value_embedding, keys[layer], values[layer]
+        )
         attend(heads, n_head, place, positions, keys[layer], values[layer], scores, y)
         matmul(y, channels, proj[layer], proj_scale[layer], x)
         mix_and_norm(x, x0, np.float32(1), np.float32(0), channels, h)

@@ -142,6 +142,11 @@ class Engine:
         request.cancelled = True
 
     @property
+    def model(self) -> nn.Module:
+        """The model as it is used here: whole batches through its forward are for evaluations."""
+        return self.forward.model
+
+    @property
     def has_work(self) -> bool:
         """Is there anything for `step` to do? Any thread."""
         return bool(self.running or self.filling or self.waiting)
@@ -265,7 +270,7 @@ class Engine:
         self._check_guesses(running, guesses, starts, logits, events)
 
     def _check_guesses(self, slots, guesses, starts, logits, events) -> None:
-        """Take the next token of every slot; then the one behind it where it was the one that was guessed, and so on."""
+        """Take the next token of every slot, then the one behind it where that was the one guessed, and so on."""
         going = list(zip(slots, guesses, starts))
         for ahead in range(1 + max(map(len, guesses))):
             for slot, _, _ in going:
@@ -280,7 +285,7 @@ class Engine:
                     slot.request.lookup.learn(slot.request.answer.ids, slot.request.answer.ids[-1] == guess[0])
 
     def _guess(self, slot: Slot) -> list[int]:
-        """What an answer may say next: what the engine makes it say, or else what came behind its last tokens before."""
+        """What an answer may say next: what the engine makes it say, else what came behind its last tokens before."""
         request = slot.request
         most = min(self.guess, self.max_context - 1 - slot.length)
         if not self.forward.checks_guesses or most <= 0:

@@ -10,7 +10,6 @@ import copy
 import torch
 import torch.nn as nn
 
-
 ROW_COUNTS = (4, 8, 16, 32, 64)  # the batches that decode is tried in
 ROUND = 64  # positions: what a row attends to is rounded up to a multiple of this
 

@@ -177,13 +177,13 @@ class ChatRequest(SamplingRequest):
             raise Refusal(f"messages: {error}", "messages") from error
 
     def begin_ids(self, tokenizer: Tokenizer) -> list[int]:
-        """`begin_with` as tokens; of the special ones only those of tool parts. Refusal if there are others."""
+        """`begin_with` as tokens. Refusal if one of them is none, or ends an answer."""
         if self.begin_with is None or isinstance(self.begin_with, str):
             return tokenizer.encode(self.begin_with or "").tolist()
-        allowed = {id for name, id in tokenizer.special.items() if "python" in name or "output" in name}
-        wrong = set(self.begin_with) & (set(tokenizer.special.values()) - allowed)
-        if wrong or max(self.begin_with, default=0) >= tokenizer.vocab_size:
-            raise Refusal(f"begin_with: {max(wrong or self.begin_with)} is no token of an answer.", "begin_with")
+        ends = {tokenizer.bos_id, tokenizer.special["<|assistant_end|>"]}
+        for id in self.begin_with:
+            if id in ends or id >= tokenizer.vocab_size:
+                raise Refusal(f"begin_with: {id} is no token within an answer.", "begin_with")
         return self.begin_with
 
 
