@@ -36,7 +36,7 @@ class CpuForward:
     checks_guesses = True
 
     def __init__(self, model: GPT, slots: int, length: int, int8: bool = False):
-        """`int8`: weights as whole numbers from -127 to 127, times a number for each output; a quarter of the memory."""
+        """`int8`: weights as whole numbers up to 127, times a number for each output; a quarter of the memory."""
         c = model.config
         self.vocab_size, self.int8 = c.vocab_size, int8
         head_dim, heads = c.n_embd // c.n_head, c.n_head + 2 * c.n_kv_head
