@@ -7,6 +7,8 @@ progress in [0, 1] to a multiplier of those rates.
 import math
 from collections.abc import Callable
 
+import torch
+
 from nanochat.adamw import AdamW
 from nanochat.common import Dist
 from nanochat.gpt import GPT
@@ -15,23 +17,30 @@ from nanochat.muon import Muon
 Schedule = Callable[[float], float]
 
 
-def build_optimizers(model: GPT, dist: Dist = Dist(), lr_scale: float = 1.0) -> list[Muon | AdamW]:
-    """Muon for the matrices of the blocks, AdamW for the rest."""
+def families(model: GPT) -> dict[str, dict[str, torch.nn.Parameter]]:
+    """The parameters by what they are, each in exactly one family."""
     named = dict(model.named_parameters())
-    matrices = {n: p for n, p in named.items() if n.startswith("blocks.") and "value_gate" not in n}
-    gates = {n: p for n, p in named.items() if "gate" in n}
-    scalars = {n: p for n, p in named.items() if n.endswith("_scale")}
-    values = {n: p for n, p in named.items() if n.startswith("value_embeddings.")}
-    tables = {n: p for n, p in named.items() if n == "embedding.weight"}
-    head = {n: p for n, p in named.items() if n == "head.weight"}
-    assert len(matrices | gates | scalars | values | tables | head) == len(named)
+    found = {
+        "matrices": {n: p for n, p in named.items() if n.startswith("blocks.") and "value_gate" not in n},
+        "head": {n: p for n, p in named.items() if n == "head.weight"},
+        "embedding": {n: p for n, p in named.items() if n == "embedding.weight"},
+        "value embeddings": {n: p for n, p in named.items() if n.startswith("value_embeddings.")},
+        "scalars": {n: p for n, p in named.items() if n.endswith("_scale")},
+        "gates": {n: p for n, p in named.items() if "gate" in n},
+    }
+    assert sum(map(len, found.values())) == len(named)
+    return found
 
+
+def build_optimizers(model: GPT, dist: Dist = Dist(), lr_scale: float = 1.0) -> list[Muon | AdamW]:
+    """One for each family, in that order: Muon for the matrices of the blocks, AdamW for the rest."""
+    matrices, head, embedding, values, scalars, gates = families(model).values()
     # Tuned at 128 to 256 channels and 2^11 tokens a step (dev/LOG.md); flat within a factor of two. The first four are
     # about those of Karpathy's nanochat at 768 channels and 2^19 tokens, so neither size scales them.
     return [
         Muon(matrices, lr=0.03 * lr_scale, weight_decay=0.05, dist=dist),
         AdamW(head, lr=0.008 * lr_scale, betas=(0.8, 0.96), dist=dist),
-        AdamW(tables, lr=0.3 * lr_scale, betas=(0.8, 0.99), dist=dist),
+        AdamW(embedding, lr=0.3 * lr_scale, betas=(0.8, 0.99), dist=dist),
         AdamW(values, lr=0.15 * lr_scale, betas=(0.8, 0.99), dist=dist),
         AdamW(scalars, lr=0.03 * lr_scale, betas=(0.9, 0.95), dist=dist),
         AdamW(gates, lr=0.02 * lr_scale, betas=(0.8, 0.95), dist=dist),
@@ -54,12 +63,13 @@ def linear(start: float = 1.0, final: float = 0.0) -> Schedule:
     return lambda progress: start + (final - start) * progress
 
 
-def horizon(model: GPT) -> tuple[int, int]:
+def horizon(model: GPT, ratio: float = 12.0, flops: float | None = None) -> tuple[int, int]:
     """How long to pretrain: (tokens in all, tokens of an optimizer step), from the size of the model.
 
-    12 tokens for each weight that multiplies (the lookup tables do not); the batch grows with the tokens to the power
-    0.383 and is a power of two. Both as fitted by Karpathy's nanochat, 2026, from 2^18 tokens a step at 0.5 B tokens.
+    `ratio` tokens for each weight that multiplies (the lookup tables do not), or what `flops` pay for; the batch grows
+    with the tokens to the power 0.383 and is a power of two. Both as fitted by Karpathy's nanochat, 2026, from 2^18
+    tokens a step at 0.5 B tokens.
     """
     matrices = sum(p.numel() for p in model.blocks.parameters()) + model.head.weight.numel()
-    tokens = 12 * matrices
-    return tokens, 2 ** round(math.log2(2**18 * (tokens / 0.5e9) ** 0.383))
+    tokens = max(1, round(flops / model.flops_per_token() if flops else ratio * matrices))
+    return tokens, 2 ** max(0, round(math.log2(2**18 * (tokens / 0.5e9) ** 0.383)))

@@ -135,7 +135,7 @@ def _costs(sections: list[Section], hourly_price: float | None) -> list:
     rows.append(["Total", format_seconds(total), *[""] * len(columns), _money(sum(known)) if known else NONE])
     header = ["Stage", "Time", "Tokens", "Tokens/s", "MFU", "Peak memory", "Cost"]
     blocks = [Table(header, rows, total=True)]
-    prices = dict.fromkeys(price[1] for s in timed if (price := _price(s.machine)))
+    prices = dict.fromkeys(price[1] for s in timed if (price := price_an_hour(s.machine)))
     basis = "; ".join(prices) if hourly_price is None else f"{_money(hourly_price)} an hour"
     blocks += [Text(f"Costs that a script does not state are estimated: {basis}.")] if known and basis else []
     share = lambda s: f"{format_seconds(s.seconds)}, {s.seconds / total:.0%}"  # noqa: E731
@@ -143,7 +143,7 @@ def _costs(sections: list[Section], hourly_price: float | None) -> list:
     return [*blocks, Bars([("Where the time went", bars)])]
 
 
-def _price(machine: dict) -> tuple[float, str] | None:
+def price_an_hour(machine: dict) -> tuple[float, str] | None:
     """Dollars an hour and what they are based on; None if the machine is not known."""
     device, figures = str(machine.get("device", "")), {k: v for k, v in machine.items() if not isinstance(v, str)}
     if gpu := next((gpu for gpu in GPU_PRICES if gpu in device), None):
@@ -158,7 +158,7 @@ def _cost(section: Section, hourly_price: float | None) -> float | None:
     """Dollars: what the script says, else its time at the machine's price."""
     if (stated := section.figure("cost")) is not None or not section.seconds:
         return stated
-    hourly = hourly_price if hourly_price is not None else (_price(section.machine) or (None,))[0]
+    hourly = hourly_price if hourly_price is not None else (price_an_hour(section.machine) or (None,))[0]
     return None if hourly is None else hourly * section.seconds / 3600
 
 

@@ -11,6 +11,7 @@ import torch
 from nanochat.common import base_dir, setup
 from nanochat.configurator import parse
 from nanochat.dataloader import Batches, DocumentSource
+from nanochat.dial import rehearse, show_dial
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.optim import build_optimizers, horizon, warmup_flat_warmdown
@@ -30,11 +31,18 @@ class Config(RunConfig):
     """tokens of context"""
     total_batch_size: int | None = None
     """tokens of a whole optimizer step, over all devices; by default from depth"""
+    target_param_data_ratio: float = 12.0
+    """tokens to train on for each weight that multiplies, if nothing else says how long to train"""
+    target_flops: float | None = None
+    """train for this many FLOPs instead"""
+    dry_run: bool = False
+    """only show what --depth decides, and rehearse a step, an evaluation, an answer and a checkpoint"""
     eval_tokens: int = 1 << 20
     """tokens of the validation split for an evaluation; the last one takes ten times as many"""
 
 
 def main(cfg: Config) -> None:
+    rule = horizon_rule(cfg)
     with setup(cfg.device) as dist:
         path = base_dir() / "tokenizer" / "tokenizer.json"
         if not path.exists():
@@ -54,10 +62,10 @@ def main(cfg: Config) -> None:
         config = GPTConfig.from_depth(cfg.depth, tokenizer.vocab_size, cfg.max_seq_len)
         model = checkpoint.model if checkpoint else GPT(config).init_weights(torch.Generator().manual_seed(cfg.seed))
         model.to(dist.device)
-        tokens, batch_tokens = horizon(model)
+        tokens, batch_tokens = horizon(model, cfg.target_param_data_ratio, cfg.target_flops)
         rows = whole_rows(cfg.total_batch_size or batch_tokens, cfg.max_seq_len, dist)
         cfg = replace(cfg, total_batch_size=rows * cfg.max_seq_len)  # what the next stage starts from
-        num_steps = cfg.num_steps or (None if cfg.minutes else max(1, round(tokens / (rows * cfg.max_seq_len))))
+        num_steps = cfg.num_steps or (None if cfg.minutes else max(1, round(tokens / cfg.total_batch_size)))
         source = DocumentSource.open(tokenizer, cfg.data, "train", cfg.max_seq_len, cfg.seed)
         position = checkpoint.state.data if checkpoint else None
         batches = Batches(source, rows, cfg.device_batch_size, dist, position=position)
@@ -69,21 +77,27 @@ def main(cfg: Config) -> None:
             val = Batches(held_out, cfg.device_batch_size * dist.world_size, cfg.device_batch_size, dist, epochs=1)
             return {"val_bpb": evaluate_bpb(model, val, token_bytes, dist, limit)}
 
-        train(
-            cfg,
-            dist,
-            stage="base",
-            tag=tag,
-            title="Pretraining",
-            model=model,
-            tokenizer=tokenizer,
-            optimizers=build_optimizers(model, dist, cfg.lr_scale),
-            batches=batches,
-            schedule=warmup_flat_warmdown(),
-            num_steps=num_steps,
-            evaluate=evaluate,
-            checkpoint=checkpoint,
+        optimizers = build_optimizers(model, dist, cfg.lr_scale)
+        run = {"model": model, "optimizers": optimizers, "num_steps": num_steps, "dist": dist}
+        show_dial(
+            **run,
+            batch_tokens=cfg.total_batch_size,
+            minutes=cfg.minutes,
+            device_rows=min(cfg.device_batch_size, rows // dist.world_size),
+            horizon_rule=rule,
         )
+        run |= {"batches": batches, "evaluate": evaluate, "tokenizer": tokenizer, "stage": "base"}
+        if cfg.dry_run:
+            return rehearse(**run, settings=cfg)
+        train(cfg, **run, tag=tag, title="Pretraining", schedule=warmup_flat_warmdown(), checkpoint=checkpoint)
+
+
+def horizon_rule(cfg: Config) -> str:
+    """Which flag says how long to train, for the table. SystemExit if two do."""
+    given = [f"--{name}" for name in ("num_steps", "minutes", "target_flops") if getattr(cfg, name) is not None]
+    if len(given) > 1:
+        raise SystemExit(f"{' and '.join(given)} contradict each other: choose one to say how long to train.")
+    return given[0] if given else f"{cfg.target_param_data_ratio:g} for each weight that multiplies"
 
 
 if __name__ == "__main__":

@@ -1,0 +1,151 @@
+"""What --depth decides, said before the first step: every derived value with its rule, and what the run will cost.
+
+In: a model, its optimizers, the size of a step. Out: a table on the terminal; with --dry_run a rehearsal.
+"""
+
+import math
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from nanochat import checkpoint_manager
+from nanochat.common import Dist, compute_dtype, describe_machine, format_seconds, peak_memory, synchronize
+from nanochat.engine import Engine, Sampling
+from nanochat.gpt import GPT
+from nanochat.muon import Muon
+from nanochat.optim import families
+from nanochat.report_card import price_an_hour
+from nanochat.tokenizer import Tokenizer
+from nanochat.trainer import State, next_token_loss, train_step
+
+MATMUL = {"cpu": 1024, "mps": 2048, "cuda": 8192}  # side of the matrices that the device is timed with
+USUAL_SHARE = 0.5  # of the device's own matrix products that training reaches, as long as nothing was measured
+
+
+def matmul_flops(device: torch.device) -> float:
+    """FLOP/s of a matrix product on this device in the type that the model computes in, the best of five."""
+    a = torch.ones(MATMUL[device.type], MATMUL[device.type], device=device, dtype=compute_dtype(device))
+    best = math.inf
+    for _ in range(6):  # the first one warms up
+        synchronize(device)
+        start = time.perf_counter()
+        a @ a
+        synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * len(a) ** 3 / best
+
+
+def training_bytes(model: GPT, optimizers: list, device_rows: int, dist: Dist) -> int:
+    """About what a device holds in training: weights, gradients, its share of the moments, what the layers of one
+    micro-batch keep for the backward pass (about 30 numbers for each channel of a token), and a chunk of logits."""
+    c, number = model.config, 2 if compute_dtype(dist.device) == torch.bfloat16 else 4
+    weights = sum(p.numel() for p in model.parameters())
+    moments = sum((1 if isinstance(o, Muon) else 2) * sum(p.numel() for p in o.params.values()) for o in optimizers)
+    kept = device_rows * c.sequence_len * c.n_embd * c.n_layer * 30
+    chunk = 3 * (256 if dist.device.type == "cpu" else 4096) * c.vocab_size
+    return 8 * weights + 4 * moments // dist.world_size + number * kept + 4 * chunk
+
+
+def rates(optimizer) -> str:
+    decay = f", weight decay {optimizer.weight_decay:g} falling to 0" if optimizer.weight_decay else ""
+    return f"{type(optimizer).__name__}, rate {optimizer.lr:g}{decay}"
+
+
+def show_dial(
+    model: GPT, optimizers: list, *, batch_tokens: int, num_steps: int | None, minutes: float | None, device_rows: int,
+    dist: Dist, horizon_rule: str,
+) -> None:  # fmt: skip
+    """Print the table. num_steps None: the clock ends the run after `minutes`."""
+    if not dist.is_main:
+        return
+    c, table = model.config, Table(title=f"--depth={model.config.n_layer}", title_justify="left", box=None)
+    for name in ("what", "value", "rule"):
+        table.add_column(name, overflow="fold")
+    peak = matmul_flops(dist.device)
+    speed = USUAL_SHARE * peak * dist.world_size / model.flops_per_token()
+    tokens = num_steps * batch_tokens if num_steps else round(60 * minutes * speed)
+    seconds = tokens / speed if num_steps else 60 * minutes
+    heads = f"{c.n_head} of {c.n_embd // c.n_head} channels"
+    heads += f", keys and values: {c.n_kv_head}" if c.n_kv_head != c.n_head else ""
+    micro = -(-batch_tokens // (device_rows * c.sequence_len * dist.world_size))
+    weights = [
+        (name, f"{sum(p.numel() for p in optimizer.params.values()):,} weights", rates(optimizer))
+        for name, optimizer in zip(families(model), optimizers)
+    ]
+    rows = [
+        ("width", f"{c.n_embd} channels", "64 a layer"),
+        ("heads", heads, "of 64 channels, from 512 channels on of 128 where they divide"),
+        ("context, vocabulary", f"{c.sequence_len:,} tokens of {c.vocab_size:,}", "--max_seq_len, the tokenizer"),
+        *weights,
+        ("tokens in all", f"{'' if num_steps else 'about '}{tokens:,}", horizon_rule),
+        ("a step", f"{batch_tokens:,} tokens", "grows with the tokens to the power 0.383, a power of two; or as told"),
+        ("", f"{dist.world_size} devices x {micro} x {device_rows} rows", "gradients are accumulated; same result"),
+        ("steps", f"{num_steps:,}" if num_steps else "as many as fit", "tokens / a step" if num_steps else "--minutes"),
+        ("FLOPs a token", f"{model.flops_per_token():.3g}", "6 a weight that multiplies, and attention"),
+        ("FLOPs in all", f"{tokens * model.flops_per_token():.3g}", "forward and backward"),
+        ("matrix products", f"{peak / 1e9:,.0f} GFLOP/s", "measured now, on one device"),
+        ("time", f"about {format_seconds(seconds)}", f"at {USUAL_SHARE:.0%} of that" if num_steps else "--minutes"),
+        ("memory", f"about {training_bytes(model, optimizers, device_rows, dist) / 2**30:.1f} GiB a device", "weights, "
+         "gradients, moments, one micro-batch"),
+    ]  # fmt: skip
+    if price := price_an_hour(describe_machine(dist.device) | {"ranks": dist.world_size}):
+        rows.append(("cost", f"about ${price[0] * seconds / 3600:.2f}", price[1]))
+    for row in rows:
+        table.add_row(*row)
+    Console(stderr=True, highlight=False).print(table)
+
+
+def rehearse(
+    model: GPT, optimizers: list, batches, evaluate: Callable[[GPT, bool], dict[str, float]], tokenizer: Tokenizer,
+    *, stage: str, settings, num_steps: int | None, dist: Dist,
+) -> None:  # fmt: skip
+    """One of everything that a run does, with its time: steps, evaluation, an answer, a checkpoint, which is deleted.
+    An error shows up now and not after hours. The weights are spoiled by it."""
+    model.compute_dtype = compute_dtype(dist.device)
+    forward = torch.compile(model) if dist.device.type == "cuda" else model
+    state, steps = State(), iter(batches)
+
+    def timed(name: str, action: Callable):
+        start = time.perf_counter()
+        result = action()
+        synchronize(dist.device)
+        seconds = time.perf_counter() - start
+        dist.print(f"rehearsal: {name:<12}{seconds:8.2f} s   {result if isinstance(result, str) else ''}")
+        return seconds
+
+    def step() -> str:
+        loss = train_step(forward, optimizers, next(steps), next_token_loss, dist, 1.0, 0.0)
+        state.step += 1
+        return f"loss {loss:.4f}"
+
+    def answer() -> str:
+        engine = Engine(model, tokenizer, max_batch=1)
+        (completion,) = engine.generate([[tokenizer.bos_id]], Sampling(max_tokens=8, temperature=0.0))
+        return repr(completion.text)
+
+    def save(folder: str) -> str:
+        tensors: dict[str, torch.Tensor] = {}
+        for optimizer in optimizers:
+            tensors |= optimizer.state_dict()
+        path = Path(folder) / "rehearsal"
+        checkpoint_manager.save(
+            path, model, tokenizer, stage=stage, state=state, settings=settings, optimizer_tensors=tensors, dist=dist
+        )
+        return f"{sum(file.stat().st_size for file in path.rglob('*') if file.is_file()) / 1e6:,.0f} MB"
+
+    timed("first step", step)
+    seconds = min(timed("step", step) for _ in range(2))
+    model.eval()
+    timed("evaluation", lambda: ", ".join(f"{name} {value:.4f}" for name, value in evaluate(model, False).items()))
+    timed("an answer", answer)
+    with tempfile.TemporaryDirectory() as folder:
+        timed("checkpoint", lambda: save(folder))
+    dist.print(f"rehearsal: peak memory {peak_memory(dist.device) / 2**30:.1f} GiB on the first device")
+    if num_steps:
+        dist.print(f"The run takes {format_seconds(seconds * num_steps)} for its {num_steps:,} steps at this speed.")
+    dist.print("Nothing was kept. Leave out --dry_run to train.")
