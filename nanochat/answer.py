@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from nanochat.execution import calculate
+from nanochat.grammar import Grammar
 from nanochat.tokenizer import StreamDecoder
 
 
@@ -44,6 +45,9 @@ class Sampling:
     """Run the calculator when the model asks for it."""
     begin: Sequence[int] = ()
     """Tokens that the answer begins with, whatever the model says; the seed goes on behind them as if it had."""
+
+    grammar: Grammar | None = None
+    """Only tokens that it allows; see grammar.py."""
 
     def __post_init__(self):
         allowed = {

@@ -42,6 +42,7 @@ class Request:
         self.cancelled = False
         self.bias: torch.Tensor | None = None  # (V,) what logit_bias adds
         self.seen: torch.Tensor | None = None  # (V,) bool, tokens so far, if there is a repetition penalty
+        self.grammar = sampling.grammar and sampling.grammar.copy()
         self.lookup = Lookup(prompt)
 
     @property
@@ -313,6 +314,10 @@ class Engine:
         self.totals["generated_tokens"] += 1
         if request.seen is not None:
             request.seen[id] = True
+        if request.grammar is not None:
+            request.grammar.take(id)
+            if request.grammar.fault:
+                raise ValueError(f"The answer's grammar failed: {request.grammar.fault}")
         deltas, ended = answer.add(id, logprob)
         events.extend((request, delta) for delta in deltas)
         if ended:

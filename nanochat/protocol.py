@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from nanochat.engine import Completion, Delta, Sampling, TokenLogprob
+from nanochat.grammar import Grammar, Grammars
 from nanochat.tokenizer import Tokenizer
 
 
@@ -55,6 +56,35 @@ class Message(BaseModel):
             if isinstance(self.content, str)
             else [part.model_dump() for part in self.content]
         )
+
+
+class JsonSchema(BaseModel):
+    model_config = ConfigDict(protected_namespaces=())
+
+    name: Text | None = None
+    schema_: Annotated[dict[str, Any], Field(alias="schema")]
+    strict: bool | None = None
+    description: Text | None = None
+
+
+class ResponseFormat(BaseModel):
+    type: Literal["text", "json_object", "json_schema"]
+    json_schema: JsonSchema | None = None
+
+    @model_validator(mode="after")
+    def settle(self):
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise ValueError("json_schema belongs to the type json_schema, and only there")
+        return self
+
+    def grammar(self, grammars: Grammars) -> Grammar | None:
+        """What an answer of this format may say. Takes time if the schema is new. Refusal if it cannot be used."""
+        if self.type == "text":
+            return None
+        try:
+            return grammars.of_schema(self.json_schema.schema_ if self.json_schema else {"type": "object"})
+        except (ValueError, RecursionError) as error:
+            raise Refusal(f"response_format: {error}", "response_format") from error
 
 
 class StreamOptions(BaseModel):
@@ -120,7 +150,7 @@ class ChatRequest(SamplingRequest):
     tools: list[Any] | None = None
     functions: list[Any] | None = None
     tool_choice: Any = None
-    response_format: dict[str, Any] | None = None
+    response_format: ResponseFormat | None = None
     begin_with: Text | Annotated[list[TokenId], Field(max_length=2**20)] | None = None
     """What the answer begins with, whatever the model says: text, or token ids as `ids` beside logprobs gave them."""
 
@@ -129,13 +159,6 @@ class ChatRequest(SamplingRequest):
     def refuse_tools(cls, value):
         if value:
             raise ValueError("this model cannot call your functions; its own calculator runs in the server")
-        return value
-
-    @field_validator("response_format")
-    @classmethod
-    def refuse_format(cls, value):
-        if value and value.get("type") != "text":
-            raise ValueError("only {'type': 'text'} is served")
         return value
 
     @model_validator(mode="after")

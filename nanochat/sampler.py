@@ -4,6 +4,7 @@ In: logits, and for each row what was asked for and what came so far. Out: token
 A row's result depends on its own logits, settings and seed only, whoever else is in the batch.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -49,8 +50,8 @@ def choose(logits: torch.Tensor, requests: Sequence) -> list[int]:
 
 
 def adjust(logits: torch.Tensor, requests: Sequence) -> torch.Tensor:
-    """logit_bias and repetition_penalty of the rows that have one."""
-    special = [row for row, r in enumerate(requests) if r.bias is not None or r.seen is not None]
+    """logit_bias, repetition_penalty and grammar of the rows that have one."""
+    special = [row for row, r in enumerate(requests) if any(x is not None for x in (r.bias, r.seen, r.grammar))]
     if not special:
         return logits
     logits = logits.clone()
@@ -61,6 +62,9 @@ def adjust(logits: torch.Tensor, requests: Sequence) -> torch.Tensor:
             values.copy_(torch.where(request.seen, torch.where(values > 0, values / penalty, values * penalty), values))
         if request.bias is not None:
             values += request.bias
+        if request.grammar is not None:
+            allowed = torch.from_numpy(request.grammar.allowed()).to(values.device)
+            values.copy_(values.clamp(min=-1e30).where(allowed, -math.inf))
     return logits
 
 

@@ -23,6 +23,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.middleware.cors import CORSMiddleware
 
 from nanochat.engine import Completion, Delta, Engine, Sampling
+from nanochat.grammar import Grammars
 from nanochat.markdown import render_markdown
 from nanochat.protocol import (
     ChatRequest,
@@ -307,6 +308,8 @@ async def unless_gone(request: Request, work) -> dict | None:
 
 
 def add_answers(app: FastAPI, worker: Worker, tokenizer: Tokenizer, metrics: Metrics, settings: Settings) -> None:
+    grammars = Grammars(tokenizer)
+
     async def answer(request: Request, body: SamplingRequest, shape, prompts: list, sampling: Sampling):
         pairs = [(prompt, replace(sampling, seed=seed)) for prompt in prompts for seed in body.seeds()]
         if len(pairs) > worker.capacity:
@@ -328,9 +331,9 @@ def add_answers(app: FastAPI, worker: Worker, tokenizer: Tokenizer, metrics: Met
         check_model(body.model, settings)
         top = (body.top_logprobs or 0) if body.logprobs else None
         begin = await run_in_threadpool(body.begin_ids, tokenizer)
-        sampling = body.sampling(
-            settings.defaults, tokenizer.vocab_size, logprobs=top, tools=body.tool_choice != "none", begin=begin
-        )
+        grammar = body.response_format and await run_in_threadpool(body.response_format.grammar, grammars)
+        more = {"tools": body.tool_choice != "none" and grammar is None, "begin": begin, "grammar": grammar}
+        sampling = body.sampling(settings.defaults, tokenizer.vocab_size, logprobs=top, **more)
         prompt = await run_in_threadpool(body.prompt_ids, tokenizer)
         return await answer(request, body, ChatShape(tokenizer), [prompt], sampling)
 

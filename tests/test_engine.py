@@ -547,7 +547,7 @@ class Asked:
     """What the sampler sees of a request."""
 
     def __init__(self, seed: int = 0, **settings):
-        self.sampling, self.seed, self.bias, self.seen = Sampling(**settings), seed, None, None
+        self.sampling, self.seed, self.bias, self.seen, self.grammar = Sampling(**settings), seed, None, None, None
         self.answer = type("Answer", (), {"ids": []})
 
 

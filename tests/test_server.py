@@ -163,6 +163,24 @@ def test_an_answer_goes_on_from_another_token(real, tiny_tokenizer):
             real.chat.completions.create(**ask, extra_body={"begin_with": wrong})
 
 
+def test_answers_follow_a_json_schema(real):
+    """The model is random: without the schema it says no JSON."""
+    schema = {
+        "type": "object",
+        "properties": {"name": {"enum": ["Ann", "Bo"]}, "age": {"type": "integer", "minimum": 1, "maximum": 99}},
+        "required": ["name", "age"],
+        "additionalProperties": False,
+    }
+    form = {"type": "json_schema", "json_schema": {"name": "person", "schema": schema, "strict": True}}
+    ask = {"model": "nanochat-tiny", "messages": HELLO, "max_tokens": 200, "response_format": form, "temperature": 1.5}
+    for choice in real.chat.completions.create(**ask, n=4, seed=3).choices:
+        person = json.loads(choice.message.content)
+        assert choice.finish_reason == "stop" and set(person) == {"name", "age"}
+        assert person["name"] in ("Ann", "Bo") and 1 <= person["age"] <= 99
+    streamed = json.loads(text_of(real.chat.completions.create(**ask, seed=3, stream=True)))
+    assert set(streamed) == {"name", "age"}
+
+
 def test_stop_strings_bias_and_length(real, tiny_tokenizer):
     (a,) = tiny_tokenizer.encode("a").tolist()
     ask = {"model": "nanochat-tiny", "messages": HELLO, "temperature": 0, "logit_bias": {str(a): 100}}
@@ -244,6 +262,10 @@ def chat(**fields) -> dict:
     return {"messages": HELLO, **fields}
 
 
+DEEP: dict = {}
+for _ in range(200):
+    DEEP = {"items": DEEP}
+
 BAD_CHATS = {
     "no messages": ({}, "messages"),
     "empty messages": (chat(messages=[]), "messages"),
@@ -274,7 +296,14 @@ BAD_CHATS = {
     "an empty stop": (chat(stop=""), "stop"),
     "too many stops": (chat(stop=["x"] * 17), "stop"),
     "tools": (chat(tools=[{"type": "function"}]), "calculator"),
-    "a schema": (chat(response_format={"type": "json_schema"}), "text"),
+    "a format that is none": (chat(response_format={"type": "xml"}), "json_schema"),
+    "no schema": (chat(response_format={"type": "json_schema"}), "json_schema"),
+    "a wrong schema": (chat(response_format={"type": "json_schema", "json_schema": {"schema": {"type": 5}}}), "schema"),
+    "a deep schema": (chat(response_format={"type": "json_schema", "json_schema": {"schema": DEEP}}), "recursion"),
+    "a huge schema": (
+        chat(response_format={"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 99_999]}}}),
+        "65,536",
+    ),
     "a penalty that we lack": (chat(frequency_penalty=1), "repetition_penalty"),
     "no JSON": ("{", "JSON"),
     "a list": ("[]", "body"),
