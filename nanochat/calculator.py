@@ -65,13 +65,9 @@ def size_of(value) -> int:
     """Machine words that a value takes."""
     if isinstance(value, int):
         return 1 + value.bit_length() // 64
-    return (
-        sum(map(size_of, value)) + 1
-        if isinstance(value, list)
-        else 1 + len(value) // 8
-        if isinstance(value, str)
-        else 1
-    )
+    if isinstance(value, str):
+        return 1 + len(value) // 8
+    return 1 + sum(map(size_of, value)) if isinstance(value, list) else 1
 
 
 def calculate(expression: str) -> str | None:

@@ -25,15 +25,14 @@ read 0 63  write 1 64  readv 19 65  writev 20 66  pread64 17 67  pwrite64 18 68 
 close_range 436 436  open 2 -  openat 257 56  stat 4 -  lstat 6 -  fstat 5 80  newfstatat 262 79  statx 332 291
 access 21 -  faccessat 269 48  faccessat2 439 439  readlink 89 -  readlinkat 267 78  getdents 78 -  getdents64 217 61
 getcwd 79 17  chdir 80 49  fchdir 81 50  mkdir 83 -  mkdirat 258 34  rmdir 84 -  unlink 87 -  unlinkat 263 35
-rename 82 -  renameat 264 38  ftruncate 77 46  sendfile 40 71
-copy_file_range 326 285  dup 32 23  dup2 33 -  dup3 292 24  umask 95 166  poll 7 -  ppoll 271 73  select 23 -
-pselect6 270 72  munmap 11 215  mremap 25 216  mprotect 10 226  brk 12 214
-rt_sigaction 13 134  rt_sigprocmask 14 135  rt_sigreturn 15 139  sigaltstack 131 132  setitimer 38 103
-getitimer 36 102  alarm 37 -  pause 34 -  restart_syscall 219 128  clock_gettime 228 113  clock_getres 229 114
-clock_nanosleep 230 115  nanosleep 35 101  gettimeofday 96 169  time 201 -  times 100 153  getrusage 98 165
-getrlimit 97 163  getpid 39 172  getppid 110 173  gettid 186 178  getuid 102 174  geteuid 107 175  getgid 104 176
-getegid 108 177  getgroups 115 158  uname 63 160  sysinfo 99 179  getrandom 318 278  sched_yield 24 124
-sched_getaffinity 204 123  exit 60 93  exit_group 231 94
+rename 82 -  renameat 264 38  ftruncate 77 46  sendfile 40 71  copy_file_range 326 285  dup 32 23  dup2 33 -
+dup3 292 24  umask 95 166  poll 7 -  ppoll 271 73  select 23 -  pselect6 270 72  munmap 11 215  mremap 25 216
+mprotect 10 226  brk 12 214  rt_sigaction 13 134  rt_sigprocmask 14 135  rt_sigreturn 15 139  sigaltstack 131 132
+setitimer 38 103  getitimer 36 102  alarm 37 -  pause 34 -  restart_syscall 219 128  clock_gettime 228 113
+clock_getres 229 114  clock_nanosleep 230 115  nanosleep 35 101  gettimeofday 96 169  time 201 -  times 100 153
+getrusage 98 165  getrlimit 97 163  getpid 39 172  getppid 110 173  gettid 186 178  getuid 102 174  geteuid 107 175
+getgid 104 176  getegid 108 177  getgroups 115 158  uname 63 160  sysinfo 99 179  getrandom 318 278
+sched_yield 24 124  sched_getaffinity 204 123  exit 60 93  exit_group 231 94
 """
 # Calls of which one argument must be in a list: name -> numbers, which argument, its values.
 CHOICES = {

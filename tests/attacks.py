@@ -561,9 +561,9 @@ os.mkdir("a", 0o700); os.mkdir("a/b", 0)
 with open("a/x", "w") as file: file.write("x")
 ## disk: deleted files that are still mapped
 libc.mmap.restype = ctypes.c_void_p
-for _ in range(60):
+for _ in range(100):
     with open("f", "wb+") as file:
-        file.write(bytes(8 << 20)); file.flush()
+        file.write(bytes(1 << 20)); file.flush()
         if (libc.mmap(0, 4096, 1, 1, file.fileno(), 0) or 0) + 1 == 1 << 64: raise OSError("no map")
     os.unlink("f")
 escaped()
