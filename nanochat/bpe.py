@@ -12,19 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 
-from nanochat.bpe_chunks import (
-    MIX,
-    Chunks,
-    bytes_in,
-    char_classes,
-    chunks_type,
-    find_or_add,
-    i32,
-    i32_2d,
-    i64,
-    join,
-    next_chunk,
-)
+from nanochat.bpe_chunks import MIX, Chunks, block_row, char_classes, chunks_type, find_or_add, join, next_block
+from nanochat.bpe_kernels import bytes_in, i32, i32_2d, i64, outlined, u8
 from nanochat.native import inlined, kernel
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -183,22 +172,29 @@ def merge_long(data, i, j, ranks, ids, at):
     return at
 
 
-@inlined
-def tokens_of_chunk(data, i, j, ranks, cache):
-    """The value of a new chunk (see `Cache`)."""
-    tokens, start = cache.tokens, cache.chunks.size[1]
+@outlined
+def tokens_of_chunk(data, i, j, low, high, home, slot, ranks, cache):
+    """Give a new chunk its value (see `Cache`); returns its slot. A cache that is full forgets all."""
+    chunks, tokens = cache.chunks, cache.tokens
+    if slot < 0 or chunks.size[1] + SHORT > len(tokens):
+        chunks.slots[:] = 0
+        chunks.size[:] = 0
+        slot = find_or_add(chunks, data, i, j, low, high, home)
+    start = chunks.size[1]
     n = merge_short(data, i, j, ranks, cache.scratch, tokens, start) - start
-    if n > 3:
-        cache.chunks.size[1] += n
-        return MANY << np.uint64(60) | np.uint64(n) << np.uint64(40) | np.uint64(start)
     value = np.uint64(n) << np.uint64(60)
-    for k in range(n):
-        value |= np.uint64(tokens[start + k]) << np.uint64(20 * k)
-    return value
+    if n > 3:
+        chunks.size[1] += n
+        value = MANY << np.uint64(60) | np.uint64(n) << np.uint64(40) | np.uint64(start)
+    else:
+        for k in range(n):
+            value |= np.uint64(tokens[start + k]) << np.uint64(20 * k)
+    chunks.slots[slot + 2] = value
+    return slot
 
 
-@kernel(bytes_in, i64, bytes_in, ranks_type, cache_type, i32, i64, i64)
-def encode_kernel(data, bounds, classes, ranks, cache, ids, id_bounds, at):
+@kernel(bytes_in, u8, i64, bytes_in, ranks_type, cache_type, i32, i64, i64)
+def encode_kernel(data, letters, bounds, classes, ranks, cache, ids, id_bounds, at):
     """Ids of documents data[bounds[d] : bounds[d + 1]], written to ids[id_bounds[d] : id_bounds[d + 1]].
 
     Starts at document at[0], byte at[1], id at[2]. True when done; False when it comes to a long chunk, which it leaves
@@ -207,29 +203,25 @@ def encode_kernel(data, bounds, classes, ranks, cache, ids, id_bounds, at):
     for document in range(at[0], len(bounds) - 1):
         i, end = max(i, bounds[document]), bounds[document + 1]
         while i < end:
-            j = next_chunk(data, i, end, classes)
-            if j - i > SHORT:
-                at[0], at[1], at[2], at[3] = document, i, n, j
-                return False
-            slot = find_or_add(chunks, data, i, j)
-            if slot < 0 or chunks.size[1] + SHORT > len(tokens):  # full: forget all
-                chunks.slots[:] = 0
-                chunks.size[:] = 0
-                slot = find_or_add(chunks, data, i, j)
-            if chunks.slots[slot + 2] == 0:
-                chunks.slots[slot + 2] = tokens_of_chunk(data, i, j, ranks, cache)
-            value = chunks.slots[slot + 2]
-            many = np.int64(value >> np.uint64(60))
-            if many <= 3:  # write three, count what there is: cheaper than to ask
-                ids[n], ids[n + 1] = value & TOKEN, value >> np.uint64(20) & TOKEN
-                ids[n + 2] = value >> np.uint64(40) & TOKEN
+            for k in range(next_block(data, letters, i, end, classes, chunks)):
+                low, high, slot, j = block_row(chunks, k)
+                if j - i > SHORT:
+                    at[0], at[1], at[2], at[3] = document, i, n, j
+                    return False
+                found = find_or_add(chunks, data, i, j, low, high, slot)
+                if found < 0 or chunks.slots[found + 2] == 0:
+                    found = tokens_of_chunk(data, i, j, low, high, slot, found, ranks, cache)
+                value = chunks.slots[found + 2]
+                many = np.int64(value >> np.uint64(60))
+                if many <= 3:  # write three, count what there is: cheaper than to ask
+                    ids[n], ids[n + 1] = value & TOKEN, value >> np.uint64(20) & TOKEN
+                    ids[n + 2] = value >> np.uint64(40) & TOKEN
+                else:
+                    start, many = np.int64(value & PLACE), np.int64(value >> np.uint64(40) & TOKEN)
+                    for t in range(many):
+                        ids[n + t] = tokens[start + t]
                 n += many
-            else:
-                start, many = np.int64(value & PLACE), np.int64(value >> np.uint64(40) & TOKEN)
-                for k in range(many):
-                    ids[n + k] = tokens[start + k]
-                n += many
-            i = j
+                i = j
         id_bounds[document + 1] = n
     return True
 
@@ -248,7 +240,7 @@ class Encoder:
 
     def encode_many(self, documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
         """Ids of all documents end to end, int32, and the (n + 1,) places where they meet."""
-        data, bounds = join(documents)
+        data, letters, bounds = join(documents)
         ids, id_bounds = np.empty(bounds[-1] + 3, np.int32), np.zeros_like(bounds)
         try:
             cache = self.caches.pop()
@@ -256,7 +248,7 @@ class Encoder:
             tokens, scratch = np.zeros(8 * self.room, np.int32), np.zeros(SHORT, np.int64)
             cache = Cache(Chunks.empty(self.room, 16 * self.room), tokens, scratch)
         at = np.zeros(4, np.int64)
-        while not encode_kernel(data, bounds, char_classes(), self.ranks, cache, ids, id_bounds, at):
+        while not encode_kernel(data, letters, bounds, char_classes(), self.ranks, cache, ids, id_bounds, at):
             _, start, n, stop = at.tolist()
             at[1:3] = stop, merge_long(data, start, stop, self.ranks, ids, n)
         self.caches.append(cache)

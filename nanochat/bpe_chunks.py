@@ -1,4 +1,4 @@
-"""Text to chunks: the compiled splitter, a hash table of chunks.
+"""Text to chunks: the compiled splitter, and a hash table of chunks.
 
 In: UTF-8 bytes, in fact any bytes. Out: where each chunk ends; distinct chunks and how often they came.
 Chunks are words, mostly. Training and encoding cut text with the same function, and no token spans two chunks.
@@ -9,10 +9,20 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from llvmlite import ir
 from numba import types
-from numba.extending import intrinsic
 
+from nanochat.bpe_kernels import (
+    PADDING,
+    ascii_letters,
+    bytes_in,
+    i64,
+    load8,
+    outlined,
+    prefetch,
+    trailing_zeros,
+    u8,
+    u64,
+)
 from nanochat.native import inlined, kernel
 from nanochat.unicode_classes import LETTER, NEWLINE, NUMBER, OTHER, SPACE, char_classes
 
@@ -20,39 +30,6 @@ from nanochat.unicode_classes import LETTER, NEWLINE, NUMBER, OTHER, SPACE, char
 PATTERN = (
     r"'(?i:[sdmt]|ll|ve|re)|[^\r\n\p{L}\p{N}]?+\p{L}+|\p{N}{1,2}| ?[^\s\p{L}\p{N}]++[\r\n]*|\s*[\r\n]|\s+(?!\S)|\s+"
 )
-
-# ---------------------------------------------------------------------------------------------------------------------
-# Types
-
-bytes_in = types.Array(types.uint8, 1, "C", readonly=True)
-u8, u64, i32, i64 = types.uint8[::1], types.uint64[::1], types.int32[::1], types.int64[::1]
-i32_2d, i64_2d = types.int32[:, ::1], types.int64[:, ::1]
-
-
-@intrinsic
-def load8(typing_context, array, index):
-    """The 8 bytes at array[index:index + 8] as one little-endian number. The array must reach that far."""
-
-    def generate(context, builder, signature, args):
-        pointer = builder.gep(context.make_array(signature.args[0])(context, builder, args[0]).data, [args[1]])
-        word = builder.load(builder.bitcast(pointer, ir.IntType(64).as_pointer()))
-        word.align = 1
-        return word
-
-    return types.uint64(array, types.int64), generate
-
-
-@intrinsic
-def trailing_zeros(typing_context, word):
-    """How many of the low bits of a number are 0."""
-
-    def generate(context, builder, signature, args):
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 0))
-
-    return types.uint64(types.uint64), generate
-
-
-PADDING = bytes(8)  # so that load8 may read past the last byte of text
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The splitter
@@ -84,27 +61,13 @@ def read_char(data, i, end, classes):
     return classes[code], width
 
 
-EACH = np.uint64(0x0101010101010101)  # times a byte: that byte eight times
-HIGH = np.uint64(0x80) * EACH
-
-
-@inlined
-def ascii_letters(data, i):
-    """How many of the 8 bytes from i on are ASCII letters before the first that is not."""
-    word = load8(data, i)
-    lower = (word | np.uint64(0x20) * EACH) & ~HIGH
-    # The high bit of each byte of a sum says whether the byte was at least "a", or more than "z".
-    letters = (lower + np.uint64(0x80 - 0x61) * EACH) & ~(lower + np.uint64(0x80 - 0x7B) * EACH) & ~word & HIGH
-    return np.int64(trailing_zeros(letters ^ HIGH) >> np.uint64(3))
-
-
 @inlined
 def skip_letters(data, i, end, classes):
     """Where the run of letters that starts at i ends."""
     while i < end:
-        n = ascii_letters(data, i)
+        n = trailing_zeros(~ascii_letters(data, i))
         i += n
-        if n < 8:
+        if n < 16:
             if i >= end or data[i] < 0x80:
                 break
             kind, width = read_char(data, i, end, classes)
@@ -141,8 +104,65 @@ def contraction(data, i, end):
     return i
 
 
+APOSTROPHE, NOT_ASCII = 5, 6
+
+
+def byte_kinds() -> np.ndarray:
+    """(256,) uint8: the class of every ASCII character, but for the apostrophe. `char_classes` would take too long."""
+    kinds = np.full(256, NOT_ASCII, np.uint8)
+    for byte in range(128):
+        letter = chr(byte)
+        kinds[byte] = LETTER if letter.isalpha() else NUMBER if letter.isdigit() else OTHER
+    kinds[[9, 11, 12, 32]], kinds[[10, 13]], kinds[ord("'")] = SPACE, NEWLINE, APOSTROPHE
+    return kinds
+
+
+def easy_chunks() -> np.ndarray:
+    """(7 * 2 * 8,) bool by the kind of a chunk's first byte, whether ASCII letters come next, and the kind of the byte
+    behind them: whether these are surely the whole chunk."""
+    easy = np.zeros((7, 2, 8), np.bool_)
+    easy[[LETTER, SPACE, OTHER], 1, :NOT_ASCII] = True
+    easy[LETTER, 0, :NOT_ASCII] = True
+    easy[NUMBER, 0, :NOT_ASCII] = True
+    easy[[SPACE, OTHER, APOSTROPHE], 0, NUMBER] = True
+    easy[[OTHER, APOSTROPHE], 0, SPACE] = True
+    easy[NUMBER, 0, NUMBER] = False
+    easy[:, 1, LETTER] = False  # more letters than were looked at
+    return easy.reshape(-1)
+
+
+BYTE_KINDS, EASY = byte_kinds(), easy_chunks()
+
+
+@kernel(bytes_in, u8)
+def letters_kernel(data, letters):
+    for k in range((len(data) - 1) >> 4):
+        sixteen = ascii_letters(data, 16 * k)
+        letters[2 * k], letters[2 * k + 1] = np.uint8(sixteen), np.uint8(sixteen >> np.uint64(8))
+
+
+def ascii_letter_bits(data: np.ndarray) -> np.ndarray:
+    """For (n,) padded bytes: (n / 8 + some,) uint8, where bit i & 7 of byte i >> 3 says whether byte i is an ASCII
+    letter. Found 16 at a time, it lets `next_chunk` see a word of any usual length at one look."""
+    letters = np.zeros(len(data) // 8 + len(PADDING), np.uint8)
+    letters_kernel(data, letters)
+    return letters
+
+
 @inlined
-def next_chunk(data, i, end, classes):
+def next_chunk(data, letters, i, end, classes):
+    """Where the chunk that starts at i ends. Most chunks are ASCII letters with up to one other byte before them, or a
+    sign or a digit: those take no branch that depends on the text, which a processor would have to guess."""
+    following = load8(letters, (i + 1) >> 3) >> np.uint64((i + 1) & 7)  # 57 bits at least
+    n_letters = trailing_zeros(~following | np.uint64(1 << 56))
+    j = i + n_letters + 1
+    if j <= end and EASY[(BYTE_KINDS[data[i]] << 4) + (min(n_letters, 1) << 3) + BYTE_KINDS[data[j]]]:
+        return j
+    return any_chunk(data, i, end, classes)
+
+
+@outlined
+def any_chunk(data, i, end, classes):
     """Where the chunk that starts at i ends. Tries the alternatives of PATTERN in their order."""
     if data[i] == ord("'"):
         after = contraction(data, i, end)
@@ -178,11 +198,11 @@ def next_chunk(data, i, end, classes):
     return last if stop < end and last > i else stop
 
 
-@kernel(bytes_in, types.int64, bytes_in, i64)
-def split_kernel(data, end, classes, stops):
+@kernel(bytes_in, u8, types.int64, bytes_in, i64)
+def split_kernel(data, letters, end, classes, stops):
     i, n = np.int64(0), np.int64(0)  # not literals, for which numba would compile next_chunk once more
     while i < end:
-        i = next_chunk(data, i, end, classes)
+        i = next_chunk(data, letters, i, end, classes)
         stops[n] = i
         n += 1
     return n
@@ -191,12 +211,16 @@ def split_kernel(data, end, classes, stops):
 def split(data: bytes) -> list[bytes]:
     """Cut bytes into chunks, as PATTERN does. Invalid UTF-8 stays as it is, each bad byte like a punctuation mark."""
     stops = np.zeros(len(data) + 1, np.int64)
-    n = split_kernel(np.frombuffer(data + PADDING, np.uint8), len(data), char_classes(), stops[1:])
+    padded = np.frombuffer(data + PADDING, np.uint8)
+    n = split_kernel(padded, ascii_letter_bits(padded), len(data), char_classes(), stops[1:])
     return [data[i:j] for i, j in zip(stops[:n].tolist(), stops[1 : n + 1].tolist())]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A hash table of chunks
+
+
+BLOCK = 64  # chunks
 
 
 class Chunks(NamedTuple):
@@ -207,38 +231,36 @@ class Chunks(NamedTuple):
 
     slots: np.ndarray  # (4 * power of two,) uint64
     starts: np.ndarray  # (room + 1,) int64
-    text: np.ndarray  # (bytes of room + 8,) uint8
+    text: np.ndarray  # (bytes of room + padding,) uint8
     size: np.ndarray  # (2,) int64: chunks in the table; free for the user
+    block: np.ndarray  # (BLOCK, 4) uint64: chunks of the text that are looked up next, see `next_block`
 
     @classmethod
     def empty(cls, room: int, text_room: int) -> "Chunks":
-        slots = np.zeros(8 << (room - 1).bit_length(), np.uint64)
-        return cls(slots, np.zeros(room + 1, np.int64), np.zeros(text_room + 8, np.uint8), np.zeros(2, np.int64))
+        n = 8 << (room - 1).bit_length()
+        slots = np.zeros(n + 8, np.uint64)
+        slots = slots[-(slots.ctypes.data >> 3) % 8 :][:n]  # no slot lies on two cache lines
+        starts, text = np.zeros(room + 1, np.int64), np.zeros(text_room + len(PADDING), np.uint8)
+        return cls(slots, starts, text, np.zeros(2, np.int64), np.zeros((BLOCK, 4), np.uint64))
 
     def clear(self) -> None:
         self.slots.fill(0)
         self.size.fill(0)
 
 
-chunks_type = types.NamedTuple((u64, i64, u8, i64), Chunks)
+chunks_type = types.NamedTuple((u64, i64, u8, i64, types.uint64[:, ::1]), Chunks)
 MIX, MIX_HIGH = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xC2B2AE3D27D4EB4F)
 LONG = np.uint64(1 << 63)
-
-
-@inlined
-def low_bytes(data, i, n):
-    """The n bytes from i on, 0 to 7, as a number."""
-    return load8(data, i) & ((np.uint64(1) << np.uint64(8 * n)) - np.uint64(1))
 
 
 @inlined
 def chunk_key(data, i, j):
     """(low, high) of chunk data[i:j]. From 16 bytes on it is (a hash, LONG and the length)."""
     n = j - i
-    if n < 8:
-        return low_bytes(data, i, n), np.uint64(n) << np.uint64(56)
     if n < 16:
-        return load8(data, i), low_bytes(data, i + 8, n - 8) | np.uint64(n) << np.uint64(56)
+        low = load8(data, i) & ~np.uint64(0) >> np.uint64(64 - 8 * min(n, 8))
+        high = load8(data, i + 8) & (np.uint64(1) << np.uint64(8 * max(n - 8, 0))) - np.uint64(1)
+        return low, high | np.uint64(n) << np.uint64(56)
     low = load8(data, j - 8) * MIX
     for k in range(i, j - 8, 8):
         low = (low ^ low >> np.uint64(32) ^ load8(data, k)) * MIX
@@ -246,23 +268,53 @@ def chunk_key(data, i, j):
 
 
 @inlined
-def find_or_add(table, data, i, j):
-    """Where the slot of chunk data[i:j] starts in table.slots; the chunk is added if it is new, with the value 0.
-    -1 if it is new and there is no room."""
-    low, high = chunk_key(data, i, j)
+def home(table, low, high):
+    """Where the slot of a chunk starts in table.slots, if no other is there."""
     mixed = low * MIX + high * MIX_HIGH
-    at = np.int64((mixed ^ mixed >> np.uint64(32)) * MIX >> np.uint64(36)) & (len(table.slots) // 4 - 1)
+    return np.int64((mixed ^ mixed >> np.uint64(32)) * MIX >> np.uint64(34)) & len(table.slots) - 4
+
+
+@outlined
+def next_block(data, letters, i, end, classes, table):
+    """Cut up to BLOCK chunks from i on; returns their number. Row k of table.block: (low, high), home, end of chunk k.
+
+    By the time that they are looked up, their slots have come from memory."""
+    n = np.int64(0)
+    while i < end and n < BLOCK:
+        j = next_chunk(data, letters, i, end, classes)
+        low, high = chunk_key(data, i, j)
+        slot = home(table, low, high)
+        prefetch(table.slots, slot)
+        table.block[n, 0], table.block[n, 1] = low, high
+        table.block[n, 2], table.block[n, 3] = np.uint64(slot), np.uint64(j)
+        n += 1
+        i = j
+    return n
+
+
+@inlined
+def block_row(table, k):
+    return table.block[k, 0], table.block[k, 1], np.int64(table.block[k, 2]), np.int64(table.block[k, 3])
+
+
+@inlined
+def find_or_add(table, data, i, j, low, high, slot):
+    """The slot of chunk data[i:j], which has this key and home; the chunk is added if it is new, with the value 0.
+    -1 if it is new and there is no room."""
     while True:
-        slot = 4 * at
         if table.slots[slot + 1] == high and table.slots[slot] == low:
-            if high < LONG or same_text(table, np.int64(table.slots[slot + 3]), data, i, j):
+            if high < LONG or same_text(table, slot, data, i):
                 return slot
         elif table.slots[slot + 1] == 0:
-            break
-        at = (at + 1) & (len(table.slots) // 4 - 1)
+            return add(table, data, i, j, low, high, slot)
+        slot = (slot + 4) & (len(table.slots) - 4)
+
+
+@outlined
+def add(table, data, i, j, low, high, slot):
     e, n = table.size[0], j - i
     start = table.starts[e]
-    if e + 1 >= len(table.starts) or start + n + 8 > len(table.text):
+    if e + 1 >= len(table.starts) or start + n + len(PADDING) > len(table.text):
         return np.int64(-1)
     for k in range(n):
         table.text[start + k] = data[i + k]
@@ -273,17 +325,19 @@ def find_or_add(table, data, i, j):
     return slot
 
 
-@inlined
-def same_text(table, e, data, i, j):
+@outlined
+def same_text(table, slot, data, i):
+    """Whether the chunk in a slot is the one at i, given that keys and lengths are the same."""
+    e = table.slots[slot + 3]
     start = table.starts[e]
-    for k in range(j - i):
+    for k in range(table.starts[e + 1] - start):
         if table.text[start + k] != data[i + k]:
             return False
     return True
 
 
-@kernel(bytes_in, i64, bytes_in, chunks_type, i64)
-def count_kernel(data, bounds, classes, table, at):
+@kernel(bytes_in, u8, i64, bytes_in, chunks_type, i64)
+def count_kernel(data, letters, bounds, classes, table, at):
     """Count the chunks of documents data[bounds[d] : bounds[d + 1]] as values, from document at[0], byte at[1] on.
 
     True when done; False if the table is full, with `at` where to go on."""
@@ -291,13 +345,14 @@ def count_kernel(data, bounds, classes, table, at):
     for document in range(at[0], len(bounds) - 1):
         i, end = max(i, bounds[document]), bounds[document + 1]
         while i < end:
-            j = next_chunk(data, i, end, classes)
-            slot = find_or_add(table, data, i, j)
-            if slot < 0:
-                at[0], at[1] = document, i
-                return False
-            table.slots[slot + 2] += np.uint64(1)
-            i = j
+            for k in range(next_block(data, letters, i, end, classes, table)):
+                low, high, slot, j = block_row(table, k)
+                slot = find_or_add(table, data, i, j, low, high, slot)
+                if slot < 0:
+                    at[0], at[1] = document, i
+                    return False
+                table.slots[slot + 2] += np.uint64(1)
+                i = j
     return True
 
 
@@ -306,7 +361,10 @@ def pour_kernel(starts, text, counts, least, target):
     """Add chunks text[starts[e] : starts[e + 1]] that came counts[e] times, at least `least`, to a table with room."""
     for e in range(len(counts)):
         if counts[e] >= least:
-            target.slots[find_or_add(target, text, starts[e], starts[e + 1]) + 2] += np.uint64(counts[e])
+            i, j = starts[e], starts[e + 1]
+            low, high = chunk_key(text, i, j)
+            slot = find_or_add(target, text, i, j, low, high, home(target, low, high))
+            target.slots[slot + 2] += np.uint64(counts[e])
 
 
 def to_bytes(text: str) -> bytes:
@@ -322,8 +380,10 @@ def cpu_count() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def join(documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray]:
-    """Documents end to end as one padded array of bytes, and the (n + 1,) places where they meet."""
+def join(documents: Sequence[bytes]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Documents end to end as one padded array of bytes, its `ascii_letter_bits`, and the (n + 1,) places where they
+    meet."""
     bounds = np.zeros(len(documents) + 1, np.int64)
     np.cumsum([len(document) for document in documents], out=bounds[1:])
-    return np.frombuffer(b"".join([*documents, PADDING]), np.uint8), bounds
+    data = np.frombuffer(b"".join([*documents, PADDING]), np.uint8)
+    return data, ascii_letter_bits(data), bounds

@@ -15,20 +15,8 @@ import numpy as np
 from numba import types
 
 from nanochat.bpe import heap_pop, heap_push
-from nanochat.bpe_chunks import (
-    Chunks,
-    char_classes,
-    count_kernel,
-    cpu_count,
-    i32,
-    i32_2d,
-    i64,
-    i64_2d,
-    join,
-    pour_kernel,
-    to_bytes,
-    u8,
-)
+from nanochat.bpe_chunks import Chunks, char_classes, count_kernel, cpu_count, join, pour_kernel, to_bytes
+from nanochat.bpe_kernels import PADDING, i32, i32_2d, i64, i64_2d, u8
 from nanochat.native import inlined, kernel
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -48,7 +36,7 @@ class ChunkCounter:
         self.tables: deque[Chunks] = deque()
 
     def add(self, documents: Sequence[bytes]) -> None:
-        data, bounds = join(documents)
+        data, letters, bounds = join(documents)
         try:
             table = self.tables.pop()
         except IndexError:
@@ -57,7 +45,7 @@ class ChunkCounter:
             self.pour(table)
             table = Chunks.empty(self.room, len(data))
         at = np.zeros(2, np.int64)
-        while not count_kernel(data, bounds, char_classes(), table, at):
+        while not count_kernel(data, letters, bounds, char_classes(), table, at):
             self.pour(table)
         self.tables.append(table)
 
@@ -67,7 +55,7 @@ class ChunkCounter:
             starts, text, counts = contents(table)
             old = contents(self.total)
             need, text_need = len(old[2]) + len(counts), int(old[0][-1] + starts[-1])
-            if need >= len(self.total.starts) or text_need + 8 > len(self.total.text):
+            if need >= len(self.total.starts) or text_need + len(PADDING) > len(self.total.text):
                 room = max(need, min(2 * need, self.limit + self.room))
                 self.total = Chunks.empty(room, 2 * text_need)
                 pour_kernel(*old, 2 if need > self.limit else 1, self.total)

@@ -169,12 +169,25 @@ def _details(section: Section, samples: bool) -> list:
         blocks.append(Table(["", ""], rows))
     if not section.name.startswith("chat_eval") and (bars := _score_bars([section])):
         blocks.append(Fold(f"{len(bars.groups)} scores", [bars]))
+    blocks += [block for comparison in section.comparisons for block in _comparison(comparison)]
     if section.samples and samples:
         blocks.append(Fold(f"{len(section.samples)} samples", [Samples(section.samples)]))
     for title, values in (("Settings", section.settings), ("Machine", section.machine)):
         if values:
             blocks.append(Fold(title, [Table(["", ""], [[key, str(value)] for key, value in values.items()])]))
     return [Heading(section.title, 3), *(blocks or [Text("Nothing more is known of it.")])]
+
+
+def _comparison(comparison: dict) -> list:
+    """A table and, for the eye, the same as bars."""
+    name, columns, rows = comparison["name"], comparison["columns"], comparison["rows"]
+    shown = lambda value: NONE if value is None else f"{value:.3g}"  # noqa: E731
+    most, labels = max(value for _, row in rows for value in row if value), [c.split("\n")[0] for c in columns]
+    bars = [
+        (f"{name}: {what}", [Bar(c, v / most, shown(v), min(k, 1)) for k, (c, v) in enumerate(zip(labels, row)) if v])
+        for what, row in rows
+    ]
+    return [Table([name, *columns], [[what, *map(shown, row)] for what, row in rows]), Fold("As bars", [Bars(bars)])]
 
 
 def _show(label: str, value: float | int | str) -> str:

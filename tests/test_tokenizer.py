@@ -1,5 +1,6 @@
 """The tokenizer: files, dtypes, decoding, and conversations spelled out token by token."""
 
+import base64
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from hypothesis import strategies as st
 
 from nanochat import bpe_chunks
 from nanochat.tokenizer import SPECIAL_TOKENS, StreamDecoder, Tokenizer
+from scripts import tok_eval
 
 WORDS = "the cat sat on the mat, the dog sat on the log; hello world, hello there! 1 + 2 = 3. Über Köln 한국어 😀😀 "
 user_text = st.lists(
@@ -124,6 +126,29 @@ def test_tiktoken_reads_the_export(tokenizer, tmp_path):
     peer = tiktoken.Encoding("x", pat_str=bpe_chunks.PATTERN, mergeable_ranks=ranks, special_tokens=tokenizer.special)
     assert peer.encode_ordinary(WORDS) == tokenizer.encode(WORDS).tolist()
     assert peer.n_vocab == tokenizer.vocab_size
+
+
+def test_vocabularies_that_packages_carry(tokenizer, tmp_path, monkeypatch, capsys):
+    """tok_eval reads them without importing the package, and says which cannot be used."""
+    tokenizer.save(tmp_path / "tokenizer.json")
+    ranks = [
+        {"rank": id, "token_bytes": base64.b64encode(token).decode()} for id, token in enumerate(tokenizer.vocabulary)
+    ]
+    config = {"pattern": bpe_chunks.PATTERN, "default_vocab_size": 305, "default_num_special_tokens": 4}
+    (tmp_path / "tekken.json").write_text(json.dumps({"config": config, "vocab": ranks}))
+    (tmp_path / "broken.json").write_text("{}")
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "carrier-1.0.dist-info").mkdir()
+    (tmp_path / "carrier-1.0.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: carrier\nVersion: 1.0\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    files = {"hugging": "tokenizer.json", "mistral": "tekken.json", "bad": "broken.json", "": "folder"}
+    monkeypatch.setattr(tok_eval, "CARRIED", [("absent", "x", "x"), *(("carrier", k, v) for k, v in files.items())])
+    peers = tok_eval.find_peers()
+    assert {"hugging", "mistral"} <= peers.keys() and "bad" not in peers
+    for name, size in (("hugging", 310), ("mistral", 305)):
+        found, count, package = peers[name]
+        assert (found, count(WORDS), package) == (size, len(tokenizer.encode(WORDS)), "carrier")
+    assert "The vocabulary in carrier cannot be used: " in capsys.readouterr().out
 
 
 def test_no_file(tmp_path):
