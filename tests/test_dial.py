@@ -18,7 +18,7 @@ def test_the_horizon_follows_the_flag_that_is_given(tiny_model):
     assert tokens == pytest.approx(horizon(tiny_model, ratio=12.0)[0] / 4, rel=1e-6)
     tokens, batch = horizon(tiny_model, flops=1e12)
     assert tokens * tiny_model.flops_per_token() == pytest.approx(1e12, rel=1e-4)
-    assert math.log2(batch).is_integer() and horizon(tiny_model, flops=1.0)[1] == 1
+    assert math.log2(batch).is_integer() and horizon(tiny_model, flops=1.0)[0] == 1
 
 
 def test_two_ways_to_say_how_long_contradict_each_other():
