@@ -1,0 +1,144 @@
+"""How fast this device trains and answers, at several depths: tokens a second, MFU, share of the memory's bandwidth.
+
+In: depths. Out: two tables. Random tokens and weights: speed does not depend on what they say.
+
+    python -m dev.bench.speed --depths 4 8 12
+"""
+
+import statistics
+import time
+from dataclasses import dataclass
+
+import torch
+
+from nanochat.common import Dist, compute_dtype, describe_machine, peak_memory, setup, synchronize
+from nanochat.configurator import parse
+from nanochat.dial import matmul_flops
+from nanochat.engine import Engine, Sampling
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.optim import build_optimizers
+from nanochat.tokenizer import SPECIAL_TOKENS
+from nanochat.trainer import Batch, next_token_loss, train_step
+
+
+@dataclass(frozen=True)
+class Config:
+    """How fast this device trains and answers, at several depths."""
+
+    depths: tuple[int, ...] = (4, 8, 12)
+    """models to measure"""
+    vocab_size: int = 32768
+    """tokens of vocabulary"""
+    max_seq_len: int = 2048
+    """tokens of context"""
+    device_batch_size: int = 32
+    """rows of a micro-batch; halved until it fits the memory"""
+    steps: int = 10
+    """optimizer steps of one micro-batch, of which the median counts; three more go before"""
+    batches: tuple[int, ...] = (1, 8, 32, 128)
+    """answers at once"""
+    answer_tokens: int = 128
+    """tokens of each answer; its prompt has as many"""
+    device: str = "auto"
+    """auto, cuda, mps or cpu"""
+
+
+class Words:
+    """The least of a tokenizer that an engine needs, for a vocabulary of any size that stands for nothing."""
+
+    def __init__(self, vocab_size: int):
+        self.vocab_size = vocab_size
+        self.special = {name: vocab_size - len(SPECIAL_TOKENS) + k for k, name in enumerate(SPECIAL_TOKENS)}
+        self.bos_id = self.special[SPECIAL_TOKENS[0]]
+
+    def decode_bytes(self, ids) -> bytes:
+        return b"." * len(list(ids))
+
+
+def median_step(model: GPT, rows: int, cfg: Config, dist: Dist) -> float:
+    """Seconds of an optimizer step on one micro-batch."""
+    forward = torch.compile(model) if dist.device.type == "cuda" else model
+    optimizers = build_optimizers(model, dist)
+    idx = torch.randint(cfg.vocab_size, (rows, cfg.max_seq_len + 1), device=dist.device)
+    batch, seconds = Batch(idx[:, :-1].contiguous(), idx[:, 1:].contiguous()), []
+    for _ in range(cfg.steps + 3):
+        synchronize(dist.device)
+        start = time.perf_counter()
+        train_step(forward, optimizers, [batch], next_token_loss, dist, 0.01, 0.5)
+        synchronize(dist.device)
+        seconds.append(time.perf_counter() - start)
+    return statistics.median(seconds[3:])
+
+
+def training(model: GPT, cfg: Config, dist: Dist, peak: float) -> str:
+    rows = cfg.device_batch_size
+    while True:
+        try:
+            seconds = median_step(model, rows, cfg, dist)
+            break
+        except torch.OutOfMemoryError:
+            if rows == 1:
+                return "one row does not fit the memory"
+            rows //= 2
+            torch.cuda.empty_cache()
+    speed = rows * cfg.max_seq_len / seconds
+    share = speed * model.flops_per_token() / peak
+    return f"{rows:>6}{1e3 * seconds:>12.1f}{speed:>14,.0f}{share:>12.1%}{peak_memory(dist.device) / 2**30:>12.1f}"
+
+
+def answering(model: GPT, count: int, cfg: Config, dist: Dist, bandwidth: float) -> str:
+    """Different prompts, answers of one length, all at once. Reading the prompts is timed apart and taken off."""
+    length = cfg.answer_tokens
+    engine = Engine(model, Words(cfg.vocab_size), max_batch=count, max_context=min(cfg.max_seq_len, 4 * length))
+    prompts = torch.randint(cfg.vocab_size - len(SPECIAL_TOKENS), (2, count, length)).tolist()
+
+    def run(prompts: list, tokens: int) -> float:
+        start = time.perf_counter()
+        sampling = Sampling(max_tokens=tokens, temperature=0.0, logit_bias=dict.fromkeys(stop, -100.0), tools=False)
+        engine.generate(prompts, sampling)
+        synchronize(dist.device)
+        return time.perf_counter() - start
+
+    stop = list(engine.tokenizer.special.values())
+    run(prompts[0], 4)
+    read = run(prompts[1], 1)
+    seconds = run([[*p[:1], *q[1:]] for p, q in zip(*prompts)], length) - read
+    width = torch.finfo(compute_dtype(dist.device)).bits // 8
+    weights = sum(p.numel() for p in model.blocks.parameters()) + model.head.weight.numel()
+    speed = count * (length - 1) / seconds
+    share = weights * width * (length - 1) / seconds / bandwidth
+    return f"{count:>6}{read:>12.2f}{speed:>14,.0f}{share:>12.1%}"
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second that this device reads: half of what a copy moves, times two."""
+    a = torch.zeros(64 << 20 if device.type == "cpu" else 256 << 20, dtype=torch.float32, device=device)
+    b, best = torch.empty_like(a), 0.0
+    for _ in range(5):
+        synchronize(device)
+        start = time.perf_counter()
+        b.copy_(a)
+        synchronize(device)
+        best = max(best, 2 * a.nbytes / (time.perf_counter() - start))
+    return best
+
+
+def main(cfg: Config) -> None:
+    with setup(cfg.device) as dist:
+        peak, bandwidth = matmul_flops(dist.device), copy_bandwidth(dist.device)
+        machine = describe_machine(dist.device)
+        print(f"{machine['device']} ({machine['processor']}), torch {machine['torch']}, commit {machine['commit']}")
+        print(f"matrix products {peak / 1e12:.2f} TFLOP/s, copying {bandwidth / 1e9:.0f} GB/s, both measured now")
+        for depth in cfg.depths:
+            model = GPT(GPTConfig.from_depth(depth, cfg.vocab_size, cfg.max_seq_len)).to(dist.device)
+            model.init_weights(torch.Generator(dist.device).manual_seed(0))
+            model.compute_dtype = compute_dtype(dist.device)
+            print(f"\ndepth {depth}\n  training{'rows':>6}{'ms a step':>12}{'tokens/s':>14}{'of peak':>12}{'GiB':>12}")
+            print(f"          {training(model, cfg, dist, peak)}", flush=True)
+            print(f"  answers {'at once':>6}{'prompts, s':>11}{'tokens/s':>14}{'bandwidth':>12}")
+            for count in cfg.batches:
+                print(f"          {answering(model, count, cfg, dist, bandwidth)}", flush=True)
+
+
+if __name__ == "__main__":
+    main(parse(Config))
