@@ -39,7 +39,7 @@ from nanochat.protocol import (
 )
 from nanochat.tokenizer import Tokenizer
 from nanochat.wall import Wall, add_error_handlers
-from nanochat.worker import EngineDown, EngineFault, Ticket, Worker
+from nanochat.worker import EngineDown, EngineFault, Ticket, Workers
 
 log = logging.getLogger("nanochat.server")
 
@@ -68,14 +68,15 @@ class Settings:
     """Shown on the page and in /v1/models."""
 
 
-def create_app(engine: Engine, tokenizer: Tokenizer, settings: Settings = Settings()) -> FastAPI:
-    """The whole server. The engine's thread starts and ends with the app's lifespan."""
+def create_app(engines: Engine | Sequence[Engine], tokenizer: Tokenizer, settings: Settings = Settings()) -> FastAPI:
+    """The whole server, with one engine or several alike. Their threads start and end with the app's lifespan."""
     hello = {"messages": [{"role": "user", "content": "Hello!"}]}
-    worker = Worker(engine, settings.max_queue, warm_up=lambda: tokenizer.render_for_completion(hello).tolist())
+    engines = engines if isinstance(engines, Sequence) else [engines]
+    worker = Workers(engines, settings.max_queue, warm_up=lambda: tokenizer.render_for_completion(hello).tolist())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
-        worker.start()
+        worker.start(metrics.finished)
         yield
         await run_in_threadpool(worker.stop)
 
@@ -123,7 +124,7 @@ def add_pages(app: FastAPI, settings: Settings) -> None:
     app.mount("/ui", StaticFiles(directory=UI))
 
 
-def add_status(app: FastAPI, worker: Worker, metrics: "Metrics", settings: Settings) -> None:
+def add_status(app: FastAPI, worker: Workers, metrics: "Metrics", settings: Settings) -> None:
     created = int(time.time())
     model = {"id": settings.model_name, "object": "model", "created": created, "owned_by": "nanochat"}
     extra = {"defaults": settings.defaults, "about": settings.about, "context": worker.context}
@@ -159,7 +160,7 @@ def check_model(name: str | None, settings: Settings) -> None:
 class Metrics:
     """What Prometheus reads. Gauges come from the engine at the moment of the question."""
 
-    def __init__(self, worker: Worker):
+    def __init__(self, worker: Workers):
         self.registry, self.worker = CollectorRegistry(), worker
         buckets = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
         self.responses = Counter("nanochat_responses", "HTTP responses.", ["status"], registry=self.registry)
@@ -171,14 +172,13 @@ class Metrics:
             "nanochat_first_token_seconds", "From request to first token.", registry=self.registry, buckets=buckets
         )
         self.registry.register(self)
-        worker.finished = self.finished
 
     def finished(self, ticket: Ticket, completion: Completion) -> None:
         self.answers.labels(completion.finish_reason).inc()
         self.seconds.observe(time.monotonic() - ticket.submitted)
 
     def collect(self):
-        stats = self.worker.engine.stats()
+        stats = self.worker.stats()
         yield GaugeMetricFamily("nanochat_up", "1 while the engine's thread runs.", value=float(self.worker.ready))
         for name, text in (
             ("running", "Answers being written."),
@@ -276,7 +276,7 @@ def reason_of(completion: Completion) -> str:
 class AnswerStream(StreamingResponse):
     """Ends the work however the response ends, even if the client left before its first byte."""
 
-    def __init__(self, answer: Answer, worker: Worker, with_usage: bool):
+    def __init__(self, answer: Answer, worker: Workers, with_usage: bool):
         super().__init__(
             answer.frames(with_usage),
             media_type="text/event-stream",
@@ -307,7 +307,7 @@ async def unless_gone(request: Request, work) -> dict | None:
             task.cancel()
 
 
-def add_answers(app: FastAPI, worker: Worker, tokenizer: Tokenizer, metrics: Metrics, settings: Settings) -> None:
+def add_answers(app: FastAPI, worker: Workers, tokenizer: Tokenizer, metrics: Metrics, settings: Settings) -> None:
     grammars = Grammars(tokenizer)
 
     async def answer(request: Request, body: SamplingRequest, shape, prompts: list, sampling: Sampling):

@@ -45,8 +45,8 @@ class EngineFault(Exception):
 class Ticket:
     """The answers to one call: `n` requests and the events that come from them."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop):
-        self.loop = loop
+    def __init__(self, worker: "Worker", loop: asyncio.AbstractEventLoop):
+        self.worker, self.loop = worker, loop
         self.requests: list[Request] = []
         self.events: asyncio.Queue[tuple[int, Delta | Completion | EngineDown]] = asyncio.Queue()
         self.submitted = time.monotonic()
@@ -96,7 +96,7 @@ class Worker:
 
     def submit(self, prompts: Sequence[tuple[Sequence[int], Sampling]], loop: asyncio.AbstractEventLoop) -> Ticket:
         """Queue all prompts or none; any thread. Overloaded, EngineDown, or ValueError if a prompt does not fit."""
-        ticket = Ticket(loop)
+        ticket = Ticket(self, loop)
         with self._lock:
             if not self.ready:
                 raise EngineDown(self.state)
@@ -166,3 +166,59 @@ class Worker:
             ticket.loop.call_soon_threadsafe(ticket.put, items)
         except RuntimeError:
             pass  # that reader's event loop is closed
+
+
+class Workers:
+    """One Worker for each engine, such as one a GPU; a call goes to the one that has the least to do."""
+
+    def __init__(self, engines: Sequence[Engine], max_queue: int, warm_up: Callable[[], Sequence[int]] | None = None):
+        """`max_queue` is each one's own."""
+        self.each = [Worker(engine, max_queue, warm_up) for engine in engines]
+        self.context = min(worker.context for worker in self.each)
+        self.capacity = min(worker.capacity for worker in self.each)  # of one call
+        self.on_ready: Callable[[], None] = lambda: None
+
+    def start(self, finished: Callable[[Ticket, Completion], None]) -> None:
+        """`finished` is told every completion, in the threads of the engines."""
+        for worker in self.each:
+            worker.finished, worker.on_ready = finished, self._one_is_ready
+        for worker in self.each:
+            worker.start()
+
+    def _one_is_ready(self) -> None:
+        if all(worker.state != "loading" for worker in self.each):
+            self.on_ready()
+
+    def stop(self) -> None:
+        for worker in self.each:
+            worker.stop()
+
+    @property
+    def state(self) -> str:
+        """ "loading" until all are ready; then "ready" while one is; else what the first one is."""
+        states = [worker.state if worker.state != "ready" or worker.ready else "dead" for worker in self.each]
+        return next((state for state in ("loading", "ready") if state in states), states[0])
+
+    @property
+    def ready(self) -> bool:
+        return self.state == "ready"
+
+    def submit(self, prompts: Sequence[tuple[Sequence[int], Sampling]], loop: asyncio.AbstractEventLoop) -> Ticket:
+        """As Worker.submit: Overloaded if none has room."""
+        if not self.ready:
+            raise EngineDown(self.state)
+        ready = sorted((worker for worker in self.each if worker.ready), key=lambda worker: worker.active)
+        for worker in ready[:-1]:
+            try:
+                return worker.submit(prompts, loop)
+            except (Overloaded, EngineDown):
+                continue
+        return ready[-1].submit(prompts, loop)
+
+    def leave(self, ticket: Ticket) -> None:
+        ticket.worker.leave(ticket)
+
+    def stats(self) -> dict[str, int]:
+        """The sums of all engines' stats."""
+        each = [worker.engine.stats() for worker in self.each]
+        return {name: sum(stats[name] for stats in each) for name in each[0]}

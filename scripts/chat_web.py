@@ -9,6 +9,7 @@ import socket
 from dataclasses import dataclass
 from typing import Annotated
 
+import torch
 import tyro
 import uvicorn
 
@@ -41,10 +42,14 @@ class Config:
     """clients must send this key; by default none is needed"""
     cors_origin: tuple[str, ...] = ()
     """other web sites whose pages may call the API, such as https://example.org"""
+    gpus: int = 0
+    """GPUs to use, each with a copy of the model; 0: all that there are"""
+    int8: bool = False
+    """weights in a quarter of the memory, on a CPU: faster for large models, and slightly less exact"""
     max_batch: int = 8
-    """answers that are written at the same time"""
+    """answers that are written at the same time, on each GPU"""
     max_queue: int = 32
-    """requests that may wait for a place; the next is told to come back later"""
+    """requests that may wait for a place, for each GPU; the next is told to come back later"""
     temperature: float = 0.8
     """default of requests that name none; 0 is greedy"""
     top_k: int = 50
@@ -65,8 +70,10 @@ def serve(cfg: Config, listener: socket.socket) -> None:
     path = checkpoint_manager.find(cfg.source, cfg.model_tag, cfg.step)
     print(f"Loading {path} ...", flush=True)
     try:
-        checkpoint = checkpoint_manager.load(path=path, device=device, dtype=compute_dtype(device))
-        engine = Engine(checkpoint.model, checkpoint.tokenizer, max_batch=cfg.max_batch)
+        engines = []
+        for each in devices(device, cfg.gpus):
+            checkpoint = checkpoint_manager.load(path=path, device=each, dtype=compute_dtype(each))
+            engines.append(Engine(checkpoint.model, checkpoint.tokenizer, max_batch=cfg.max_batch, int8=cfg.int8))
     except ValueError as error:
         raise SystemExit(str(error)) from error
     settings = Settings(
@@ -78,7 +85,7 @@ def serve(cfg: Config, listener: socket.socket) -> None:
         defaults={name: getattr(cfg, name) for name in ("temperature", "top_k", "top_p", "max_tokens")},
         about=describe(checkpoint),
     )
-    app = create_app(engine, checkpoint.tokenizer, settings)
+    app = create_app(engines, checkpoint.tokenizer, settings)
     app.state.worker.on_ready = lambda: print(greeting(cfg, settings, device.type), flush=True)
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=30)
@@ -86,6 +93,16 @@ def serve(cfg: Config, listener: socket.socket) -> None:
         uvicorn.Server(config).run(sockets=[listener])
     except KeyboardInterrupt:
         print("Stopped.")
+
+
+def devices(device: torch.device, gpus: int) -> list[torch.device]:
+    """Where a copy of the model goes. SystemExit if there are fewer GPUs than asked for."""
+    if device.type != "cuda":
+        return [device]
+    there = torch.cuda.device_count()
+    if gpus > there:
+        raise SystemExit(f"--gpus={gpus}, but this machine has {there}.")
+    return [torch.device("cuda", index) for index in range(gpus or there)]
 
 
 def listen(host: str, port: int) -> socket.socket:

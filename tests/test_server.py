@@ -589,6 +589,31 @@ def test_a_reader_that_never_reads_is_hung_up_on():
         frozen.close()
 
 
+def test_several_engines_share_the_work_and_one_that_dies_leaves_the_others():
+    tokenizer = byte_tokenizer()
+    engines = [BrokenEngine(tokenizer, script, slots=2, pace=0.01) for _ in range(2)]
+    with serve(engines, tokenizer, Settings(max_queue=1)) as url, httpx.Client(base_url=url, timeout=30) as client:
+        busy = []
+        for count in range(1, 5):  # one to each in turn, although one could take two
+            busy.append(raw_post(url, {**LONG, "stream": True}))
+            wait_until(lambda: metrics(client)["nanochat_running"] == count)  # noqa: B023
+            assert sorted(len(engine.running) for engine in engines) == [count // 2, count - count // 2]
+        assert metrics(client)["nanochat_slots"] == 4
+        busy += [raw_post(url, {**LONG, "stream": True}) for _ in range(2)]
+        wait_until(lambda: metrics(client)["nanochat_waiting"] == 2)
+        assert client.post("/v1/chat/completions", json=chat()).status_code == 429
+        for connection in busy:
+            connection.close()
+        wait_until(lambda: metrics(client)["nanochat_running"] == 0)
+        die = {"messages": [{"role": "user", "content": "die"}]}
+        assert client.post("/v1/chat/completions", json=die).status_code == 503
+        assert client.get("/health").status_code == 200
+        for _ in range(3):
+            assert client.post("/v1/chat/completions", json=chat()).status_code == 200
+        assert client.post("/v1/chat/completions", json=die).status_code == 503
+        assert client.get("/health").status_code == 503
+
+
 class BrokenEngine(ScriptedEngine):
     """Dies whole on "die", fails one answer on "fail"."""
 
