@@ -10,7 +10,7 @@ global batch: the order does not depend on the number of ranks.
 from bisect import bisect_right, insort
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,11 +28,12 @@ SMALL_GAP = 8  # tokens: a gap this small at the end of a row is padded, not wor
 
 @dataclass(frozen=True)
 class Rows:
-    """inputs and targets (R, T) int64 with -1 where there is no loss, and how many items were left out."""
+    """inputs and targets (R, T) int64 with -1 where there is no loss; how many items were left out, how many cut."""
 
     inputs: np.ndarray
     targets: np.ndarray
     skipped: int = 0
+    cut: int = 0
 
 
 def pack(items: list[tuple[np.ndarray, np.ndarray]], T: int, pad: int, split: bool) -> Rows:
@@ -123,7 +124,10 @@ class DocumentSource:
 
 @dataclass(frozen=True)
 class ChatSource:
-    """The conversations of a task or mixture; what the assistant says is learned."""
+    """The conversations of a task or mixture; what the assistant says is learned.
+
+    A conversation that is longer than a row ends after the last answer that fits; without one it is left out.
+    """
 
     tokenizer: Tokenizer
     conversations: object  # has __len__ and __getitem__
@@ -137,9 +141,17 @@ class ChatSource:
     def block(self, epoch: int, shard: int, block: int) -> Rows:
         order = _permuted(self.seed, (epoch,), len(self.conversations))
         chosen = order[block * CONVERSATIONS_PER_BLOCK : (block + 1) * CONVERSATIONS_PER_BLOCK]
-        items = [self.tokenizer.render_conversation(self.conversations[int(i)]) for i in chosen]
+        whole = [self.tokenizer.render_conversation(self.conversations[int(i)]) for i in chosen]
+        items = [self.cut_at_turn(ids, mask) for ids, mask in whole]
+        cut = sum(len(after[0]) < len(before[0]) for before, after in zip(whole, items))
         rows = pack(items, self.T, self.tokenizer.bos_id, split=False)
-        return _shuffled(rows, self.seed, (epoch, shard, block))
+        return replace(_shuffled(rows, self.seed, (epoch, shard, block)), cut=cut)
+
+    def cut_at_turn(self, ids: np.ndarray, mask: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """As many whole exchanges as fit into a row; all of it if not even one does."""
+        end = self.tokenizer.special["<|assistant_end|>"]
+        fitting = np.flatnonzero(ids[: self.T + 1] == end) if len(ids) > self.T + 1 else ()
+        return (ids[: fitting[-1] + 1], mask[: fitting[-1] + 1]) if len(fitting) else (ids, mask)
 
 
 def _permuted(seed: int | None, key: tuple[int, ...], count: int) -> np.ndarray:
@@ -148,7 +160,7 @@ def _permuted(seed: int | None, key: tuple[int, ...], count: int) -> np.ndarray:
 
 def _shuffled(rows: Rows, seed: int | None, key: tuple[int, ...]) -> Rows:
     order = _permuted(seed, key, len(rows.inputs))
-    return Rows(rows.inputs[order], rows.targets[order], rows.skipped)
+    return replace(rows, inputs=rows.inputs[order], targets=rows.targets[order])
 
 
 class Batches:
@@ -172,8 +184,8 @@ class Batches:
                 f"{rows} rows a step do not divide among {dist.world_size} ranks; choose a multiple of that."
             )
         self.source, self.rows, self.device_rows, self.dist, self.epochs = source, rows, device_rows, dist, epochs
-        self.position = dict(position or {"epoch": 0, "shard": 0, "block": 0, "row": 0})
-        self.skipped = 0
+        start = {"epoch": 0, "shard": 0, "block": 0, "row": 0, "skipped": 0, "cut": 0}
+        self.position = start | (position or {})  # also how many items were left out or cut before this block
         self.progress = None if epochs is None else 0.0
 
     def __iter__(self) -> Iterator[list[Batch]]:
@@ -190,14 +202,14 @@ class Batches:
     def _rows(self):
         """(position after this row, epochs done by then, row), block after block; the next block is made meanwhile."""
         source = self.source
-        epoch, shard, block, skip = (self.position[name] for name in ("epoch", "shard", "block", "row"))
+        epoch, shard, block, skip, skipped, cut = self.position.values()
         useful = 0  # rows in this epoch
         with ThreadPoolExecutor(1) as background:
             blocks = source.blocks(epoch, shard)
             coming = background.submit(source.block, epoch, shard, block)
             while self.epochs is None or epoch < self.epochs:
                 rows = coming.result()
-                self.skipped += rows.skipped
+                counts = skipped + rows.skipped, cut + rows.cut
                 if block + 1 < blocks:
                     following = epoch, shard, block + 1
                 else:
@@ -206,9 +218,10 @@ class Batches:
                 total = len(rows.inputs)
                 useful += total
                 for r in range(skip, total):
-                    after = (epoch, shard, block, r + 1) if r + 1 < total else (*following, 0)
+                    within = epoch, shard, block, r + 1, skipped, cut
+                    after = within if r + 1 < total else (*following, 0, *counts)
                     done = epoch + (shard + (block + (r + 1) / total) / blocks) / source.shards
-                    position = dict(zip(("epoch", "shard", "block", "row"), after))
+                    position = dict(zip(self.position, after))
                     yield position, done, (rows.inputs[r], rows.targets[r])
                 if following[0] > epoch and not useful:
                     raise ValueError(
@@ -216,7 +229,7 @@ class Batches:
                     )
                 useful = 0 if following[0] > epoch else useful
                 blocks = source.blocks(*following[:2]) if following[:2] != (epoch, shard) else blocks
-                (epoch, shard, block), skip = following, 0
+                (epoch, shard, block), skip, (skipped, cut) = following, 0, counts
 
     def _emit(self, buffer, position: dict, done: float) -> list[Batch]:
         self.position = position

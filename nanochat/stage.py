@@ -135,7 +135,8 @@ def train(
             if step.state.data.get("epoch", 0) > epoch:
                 epoch = step.state.data["epoch"]
                 progress.message(f"{title}: step {step.state.step:,} begins pass {epoch + 1} over the data")
-            log.log(step.state.step, loss=step.loss, multiplier=step.multiplier, seconds=round(step.state.seconds, 3))
+            values = {"loss": step.loss, **getattr(batches, "metrics", {})}
+            log.log(step.state.step, **values, multiplier=step.multiplier, seconds=round(step.state.seconds, 3))
             progress.update(
                 step.state.progress,
                 step=f"{step.state.step:,}",
@@ -225,7 +226,8 @@ def train_chat(
                 ChatSource(start.tokenizer, conversations, T, None), dist.world_size * 8, 8, dist, epochs=1
             )
             values[f"loss {name}"] = evaluate_loss(model, held_out, dist)
-        return values
+        counts = {"left out": batches.position["skipped"], "cut": batches.position["cut"]}
+        return values | {f"conversations {name}": count for name, count in counts.items() if count}
 
     state = train(
         cfg,
@@ -242,8 +244,11 @@ def train_chat(
         evaluate=evaluate,
         checkpoint=checkpoint,
     )
-    if batches.skipped:
-        dist.print(f"{batches.skipped:,} conversations were longer than {T} tokens and were left out.")
+    if batches.position["skipped"] or batches.position["cut"]:
+        dist.print(
+            f"{batches.position['cut']:,} conversations longer than {T} tokens were cut after an answer, "
+            f"{batches.position['skipped']:,} had no answer that fits and were left out."
+        )
     return state
 
 
@@ -276,10 +281,10 @@ def _write_section(cfg, stage, title, model, state: State, log_path, dist: Dist,
     names = sorted({name for row in rows for name in row} - {"step", "multiplier", "seconds", "loss"})
     for name in names:
         metrics[name] = [row[name] for row in rows if name in row][-1]
-    curves = [_curve("training loss", "nats a token", *_smooth([(r["step"], r["loss"]) for r in rows if "loss" in r]))]
-    for name in names:
+    curves = []
+    for name in ("loss", *names):
         points = [(row["step"], row[name]) for row in rows if name in row]
-        curves.append(_curve(name, "bits per byte" if name.endswith("bpb") else "nats a token", *zip(*points)))
+        curves.append(_curve("training loss" if name == "loss" else name, _unit(name), *_smooth(points)))
     section = {
         "title": title,
         "seconds": state.seconds,
@@ -289,6 +294,18 @@ def _write_section(cfg, stage, title, model, state: State, log_path, dist: Dist,
         "curves": curves,
     }
     report.write_section("chat_sft" if stage == "sft" else "chat_rl" if stage == "rl" else f"{stage}_train", section)
+
+
+def _unit(name: str) -> str:
+    """What the numbers of a metric are."""
+    units = {
+        "conversations": "conversations",
+        "reward": "share",
+        "ended": "share",
+        "accuracy": "share",
+        "length": "tokens",
+    }
+    return "bits per byte" if name.endswith("bpb") else units.get(name.split()[0], "nats a token")
 
 
 def _curve(name: str, y_label: str, x=(), y=()) -> dict:

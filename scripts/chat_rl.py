@@ -1,10 +1,19 @@
 """Reinforcement learning: the assistant tries problems, and what was right becomes likelier.
 
-    python -m scripts.chat_rl
+    python -m scripts.chat_rl                                     GSM8K, with the calculator
+    python -m scripts.chat_rl --task=MentalArithmetic             sums in the head, minutes on a CPU
 
-Policy gradient on fresh answers only, so there is no ratio to clip and no reference model: the advantage of an answer
-is its reward minus the mean of all answers to the same problem (GRPO without the division by the deviation: Liu et al.,
-2025), and every token of a step weighs the same (DAPO: Yu et al., 2025).
+Policy gradient (Williams, 1992) on fresh answers only, so there is no ratio to clip. Of G answers to a problem, answer
+i with the reward r_i has the advantage A_i = r_i - mean(r_1 ... r_G), and a step goes down the gradient of
+
+    L = - 1/N * sum over answers i, tokens t that the model chose:  A_i * log p(token t of i | what came before)
+
+with N the number of these tokens in the whole step. It is GRPO (Shao et al., 2024) without its two biases: A_i is not
+divided by the standard deviation of the rewards, and a token weighs the same in a short answer as in a long one (Liu et
+al., 2025, https://arxiv.org/abs/2503.20783; DAPO, Yu et al., 2025, https://arxiv.org/abs/2503.14476, which is also the
+source of leaving out problems whose answers are all right or all wrong: their gradient is 0).
+The token that ends an answer is one of the model's choices; the output of a tool is not. Answers are drawn at
+temperature 1 without cuts, so p is the very distribution that they came from.
 """
 
 from dataclasses import dataclass
@@ -14,7 +23,7 @@ import torch
 
 from nanochat import checkpoint_manager
 from nanochat.chat_eval import evaluate
-from nanochat.common import Dist, setup
+from nanochat.common import Dist, compute_dtype, setup
 from nanochat.configurator import parse
 from nanochat.engine import Completion, Engine, Sampling
 from nanochat.optim import build_optimizers, linear
@@ -28,7 +37,7 @@ class Config(RunConfig):
     """Reinforcement learning: the assistant tries problems, and what was right becomes likelier."""
 
     task: str = "GSM8K"
-    """what to practise: GSM8K, or a task of the quickstart such as Arithmetic or Spelling"""
+    """what to practise: GSM8K, MentalArithmetic, Arithmetic, Spelling or LetterCount"""
     lr_scale: float = 0.05
     """multiplies all learning rates"""
     examples_per_step: int = 16
@@ -37,10 +46,19 @@ class Config(RunConfig):
     """answers to each problem"""
     max_tokens: int = 256
     """tokens of an answer at most"""
-    temperature: float = 1.0
-    """of the answers; at 1 and without cuts they come from the very distribution that is trained"""
+    answers_at_once: int = 64
+    """answers that a device writes at the same time"""
     eval_items: int = 400
-    """problems in an evaluation, none of which is trained on"""
+    """problems of the validation split in an evaluation"""
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """An answer to a problem, and how much better it is than the problem's other answers."""
+
+    prompt: list[int]
+    answer: Completion
+    advantage: float
 
 
 class Rollouts:
@@ -53,55 +71,77 @@ class Rollouts:
             )
         self.cfg, self.task, self.engine, self.dist = cfg, task, engine, dist
         self.position = dict(position or {"problems": 0})
-        self.progress = None
-        self.reward = float("nan")
+        self.metrics: dict[str, float] = {}
+        self.last: list[Attempt] = []  # of this rank, in the step at hand
 
     def __iter__(self):
         while True:
             share = self.cfg.examples_per_step // self.dist.world_size
             first = self.position["problems"] + self.dist.rank * share
             self.engine.refresh()
-            rows, rewards = [], []
-            for number in range(first, first + share):
-                answers, graded = self._try(number)
-                mean = sum(graded) / len(graded)
-                rewards += graded
-                rows += [(prompt, answer, reward - mean) for (prompt, answer), reward in zip(answers, graded)]
+            self.last, rewards = self.attempt(range(first, first + share))
             self.position = {"problems": self.position["problems"] + self.cfg.examples_per_step}
-            total = torch.tensor([sum(rewards), len(rewards)], dtype=torch.float32, device=self.dist.device)
-            right, count = self.dist.all_reduce(total).tolist()
-            self.reward = right / count
+            lengths = [len(attempt.answer.ids) for attempt in self.last]
+            ended = [attempt.answer.finish_reason == "stop" for attempt in self.last]
+            sums = [sum(rewards), sum(lengths), sum(ended), len(rewards)]
+            *totals, count = self.dist.all_reduce(torch.tensor(sums, dtype=torch.float32, device=self.dist.device))
+            self.metrics = dict(zip(("reward", "length", "ended"), (float(total / count) for total in totals)))
+            useful = [attempt for attempt in self.last if attempt.advantage] or self.last[:1]
             size = self.cfg.device_batch_size
-            yield [self._batch(rows[i : i + size]) for i in range(0, len(rows), size)]
+            yield [self.batch(useful[i : i + size]) for i in range(0, len(useful), size)]
 
-    def _try(self, number: int):
-        """Answers to one problem, as (prompt, completion), and their rewards. Seeds follow from `number`."""
+    def attempt(self, numbers: range) -> tuple[list[Attempt], list[float]]:
+        """All answers to these problems, and their rewards. The seeds follow from the problem's number."""
+        conversations = [self.problem(number) for number in numbers]
+        prompts = [self.engine.tokenizer.render_for_completion(c).tolist() for c in conversations]
+        most, G = self.cfg.max_tokens, self.cfg.num_samples
+        seeds = [np.random.SeedSequence((self.cfg.seed, number)).generate_state(G) for number in numbers]
+        sampling = [Sampling(max_tokens=most, temperature=1.0, seed=int(seed)) for group in seeds for seed in group]
+        answers = self.engine.generate([prompt for prompt in prompts for _ in range(G)], sampling)
+        attempts, rewards = [], []
+        for i, (conversation, prompt) in enumerate(zip(conversations, prompts)):
+            group = answers[i * G : (i + 1) * G]
+            graded = [float(self.task.grade(conversation, answer)) for answer in group]
+            mean = sum(graded) / G
+            attempts += [Attempt(prompt, answer, reward - mean) for answer, reward in zip(group, graded)]
+            rewards += graded
+        return attempts, rewards
+
+    def problem(self, number: int) -> dict:
+        """Every pass over the task has another order."""
         epoch, index = divmod(number, len(self.task))
         order = np.random.default_rng((self.cfg.seed, epoch)).permutation(len(self.task))
-        conversation = self.task[int(order[index])]
-        prompt = self.engine.tokenizer.render_for_completion(conversation).tolist()
-        seeds = np.random.SeedSequence((self.cfg.seed, number)).generate_state(self.cfg.num_samples)
-        sampling = [
-            Sampling(max_tokens=self.cfg.max_tokens, temperature=self.cfg.temperature, seed=int(seed)) for seed in seeds
-        ]
-        completions = self.engine.generate([prompt] * self.cfg.num_samples, sampling)
-        rewards = [float(self.task.grade(conversation, completion)) for completion in completions]
-        return [(prompt, completion) for completion in completions], rewards
+        return self.task[int(order[index])]
 
-    def _batch(self, rows: list[tuple[list[int], Completion, float]]) -> Batch:
+    def batch(self, attempts: list[Attempt]) -> Batch:
         """Only tokens that the model chose are targets: not the prompt, not the output of tools."""
-        length = max(len(prompt) + len(answer.ids) for prompt, answer, _ in rows)
-        tokens = torch.full((len(rows), length), self.engine.tokenizer.bos_id)
-        learn = torch.zeros((len(rows), length), dtype=torch.bool)
-        weights = torch.zeros((len(rows), length - 1))
-        for row, (prompt, answer, advantage) in enumerate(rows):
-            end = len(prompt) + len(answer.ids)
-            tokens[row, :end] = torch.tensor([*prompt, *answer.ids])
-            learn[row, len(prompt) : end] = torch.tensor(answer.mask)
-            weights[row] = advantage
+        length = max(len(a.prompt) + len(a.answer.ids) for a in attempts)
+        tokens = torch.full((len(attempts), length), self.engine.tokenizer.bos_id)
+        learn = torch.zeros((len(attempts), length), dtype=torch.bool)
+        weights = torch.zeros((len(attempts), length - 1))
+        for row, a in enumerate(attempts):
+            end = len(a.prompt) + len(a.answer.ids)
+            tokens[row, :end] = torch.tensor([*a.prompt, *a.answer.ids])
+            learn[row, len(a.prompt) : end] = torch.tensor(a.answer.mask)
+            weights[row] = a.advantage
         targets = torch.where(learn, tokens, -1)[:, 1:]
         device = self.dist.device
         return Batch(tokens[:, :-1].to(device), targets.to(device), weights.to(device))
+
+    @torch.no_grad()
+    def compare(self, model, start) -> dict[str, float]:
+        """Of the answers of the last step, a token's mean: the entropy of the model, in nats, and its KL divergence from
+        `start`. Both are exact over the vocabulary at the tokens that were sampled."""
+        sums = torch.zeros(3, device=self.dist.device)
+        size = self.cfg.device_batch_size
+        for i in range(0, len(self.last), size):
+            batch = self.batch(self.last[i : i + size])
+            chosen = batch.targets >= 0
+            logp, before = (m(batch.inputs)[chosen].log_softmax(-1) for m in (model, start))
+            p = logp.exp()
+            sums += torch.stack([-(p * logp).sum(), (p * (logp - before)).sum(), chosen.sum()])
+        entropy, divergence, count = self.dist.all_reduce(sums).tolist()
+        return {"entropy": entropy / max(count, 1), "KL to the start": divergence / max(count, 1)}
 
 
 def main(cfg: Config) -> None:
@@ -110,18 +150,23 @@ def main(cfg: Config) -> None:
         checkpoint = resume_point(cfg, "rl", tag, dist)
         if finished(checkpoint, dist):
             return
-        start = checkpoint or checkpoint_manager.load("sft", tag, device=dist.device)
         practice, held_out = registry.practice(cfg.task)
-        engine = Engine(start.model, start.tokenizer, max_batch=cfg.num_samples)
+        dtype = compute_dtype(dist.device)
+        start = checkpoint_manager.load("sft", tag, device=dist.device, dtype=dtype)
+        now = checkpoint or checkpoint_manager.load("sft", tag, device=dist.device)
+        now.model.compute_dtype = dtype  # before the engine takes memory of that type
+        total = cfg.examples_per_step * cfg.num_samples // dist.world_size
+        engine = Engine(now.model, now.tokenizer, max_batch=max(1, min(cfg.answers_at_once, total)))
         rollouts = Rollouts(cfg, practice, engine, dist, checkpoint.state.data if checkpoint else None)
         one_epoch = -(-len(practice) // cfg.examples_per_step)
 
         def evaluate_pass(model, last: bool) -> dict[str, float]:
+            values = rollouts.compare(model, start.model)
             engine.refresh()
             score = evaluate(
-                engine, start.tokenizer, held_out, max_items=cfg.eval_items, max_tokens=cfg.max_tokens, dist=dist
+                engine, now.tokenizer, held_out, max_items=cfg.eval_items, max_tokens=cfg.max_tokens, dist=dist
             )
-            return {"reward": rollouts.reward, f"accuracy {cfg.task}": score.accuracy}
+            return values | {f"accuracy {cfg.task} (validation)": score.accuracy}
 
         train(
             cfg,
@@ -129,9 +174,9 @@ def main(cfg: Config) -> None:
             stage="rl",
             tag=tag,
             title="RL",
-            model=start.model,
-            tokenizer=start.tokenizer,
-            optimizers=build_optimizers(start.model, dist, cfg.lr_scale),
+            model=now.model,
+            tokenizer=now.tokenizer,
+            optimizers=build_optimizers(now.model, dist, cfg.lr_scale),
             batches=rollouts,
             schedule=linear(1.0, 0.0),
             num_steps=cfg.num_steps or (None if cfg.minutes else one_epoch),

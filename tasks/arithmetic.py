@@ -9,11 +9,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from nanochat.dataset import is_held_out
 from nanochat.execution import calculate
-from tasks.common import Answer, Task, exchange, generator, pick, reference_text
-
-HELD_OUT = 0.1  # share of the pairs of operands that belong to the test
+from tasks.common import Answer, Task, exchange, generator, pick, reference_text, split_of
 
 
 @dataclass(frozen=True)
@@ -58,6 +55,7 @@ class Arithmetic(Task):
     name = "Arithmetic"
     endless = True
     short = True
+    splits = ("train", "validation", "test")
 
     def __init__(self, split: str, size: int = 2000):
         super().__init__(split)
@@ -89,7 +87,7 @@ class Arithmetic(Task):
                 b = min(a, b)
                 a = b * int(rng.integers(1, 9999 // b + 1))
             pair = f"{min(a, b)} {max(a, b)}"
-            if is_held_out(pair, HELD_OUT) == (self.split == "test"):
+            if split_of(pair) == self.split:
                 return a, b
 
     def draw_number(self, rng: np.random.Generator) -> int:

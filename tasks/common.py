@@ -1,6 +1,6 @@
 """What every task shares: the Task class, the form of a multiple-choice question, and mixtures of tasks.
 
-In: a split ("train" or "test") and whatever facts a task is made of. Out: conversations whose last message is the
+In: a split (such as "train" or "test") and whatever facts a task is made of. Out: conversations whose last message is the
 reference answer, and a verdict on a model's own answer. Everything is the same on every machine and in every run.
 """
 
@@ -10,7 +10,8 @@ from typing import Protocol
 
 import numpy as np
 
-SPLITS = ("train", "test")
+from nanochat.corpus import held_out_score
+
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 
@@ -34,10 +35,11 @@ class Task:
     chance: float = 0.0
     endless: bool = False
     short: bool = False
+    splits: tuple[str, ...] = ("train", "test")
 
     def __init__(self, split: str):
-        if split not in SPLITS:
-            raise ValueError(f"{type(self).__name__}: split must be one of {', '.join(SPLITS)}, not {split!r}.")
+        if split not in self.splits:
+            raise ValueError(f"{type(self).__name__}: split must be one of {', '.join(self.splits)}, not {split!r}.")
         self.split = split
 
     def __len__(self) -> int:
@@ -52,6 +54,13 @@ class Task:
         if self.kind != "categorical":
             raise NotImplementedError(f"{type(self).__name__} is generative and must define grade().")
         return completion.text.strip() == reference_text(conversation)
+
+
+def split_of(key: str, held_out: float = 0.1) -> str:
+    """The split that a fact belongs to, on every machine and for ever: a tenth is held out, and a fifth of that is
+    "validation", for whatever is looked at while a model is made."""
+    score = held_out_score(key)
+    return "train" if score >= held_out else "validation" if score < held_out / 5 else "test"
 
 
 def generator(*keys: object) -> np.random.Generator:

@@ -7,6 +7,7 @@ published files are imported when they are asked for.
 from tasks.arithmetic import Arithmetic
 from tasks.common import Task, TaskMixture
 from tasks.identity import Identity
+from tasks.mental import MentalArithmetic
 from tasks.spelling import LetterCount, Spelling
 from tasks.wiki import Topic, WhatIs
 
@@ -17,9 +18,10 @@ def mid_mixture(size: int = 20_000, seed: int = 1) -> TaskMixture:
     """Midtraining of the quickstart: the forms of a chat, and most practice where most has to be learned."""
     shares = [
         (Arithmetic("train"), 0.10),
-        (Spelling("train"), 0.36),
-        (LetterCount("train"), 0.15),
-        (Topic("train"), 0.12),
+        (MentalArithmetic("train"), 0.05),
+        (Spelling("train"), 0.33),
+        (LetterCount("train"), 0.14),
+        (Topic("train"), 0.11),
         (WhatIs("train"), 0.13),
         (Identity("train"), 0.14),
     ]
@@ -30,8 +32,9 @@ def sft_mixture(size: int = 8_000, seed: int = 2) -> TaskMixture:
     """Finetuning of the quickstart: the same tasks in other items, more evenly."""
     shares = [
         (Arithmetic("train"), 0.08),
-        (Spelling("train"), 0.32),
-        (LetterCount("train"), 0.14),
+        (MentalArithmetic("train"), 0.05),
+        (Spelling("train"), 0.29),
+        (LetterCount("train"), 0.12),
         (Topic("train"), 0.12),
         (WhatIs("train"), 0.16),
         (Identity("train"), 0.18),
@@ -43,6 +46,7 @@ def evaluation_tasks() -> list[Task]:
     """What the report of the quickstart measures. Nothing of it is in the mixtures."""
     return [
         Arithmetic("test"),
+        MentalArithmetic("test"),
         LetterCount("test"),
         Spelling("test"),
         Topic("test"),
@@ -52,8 +56,10 @@ def evaluation_tasks() -> list[Task]:
 
 
 def validation(size: int = 16) -> dict[str, list[dict]]:
-    """Name of a task -> a few of its held-out conversations, whose loss is watched during training."""
-    return {task.name: [task[index] for index in range(min(size, len(task)))] for task in evaluation_tasks()}
+    """Name of a task -> a few of its held-out conversations, whose loss is watched during training. They are those of
+    its validation split, if it has one."""
+    tasks = [type(task)("validation") if "validation" in task.splits else task for task in evaluation_tasks()]
+    return {task.name: [task[index] for index in range(min(size, len(task)))] for task in tasks}
 
 
 def standard_mid_mixture(seed: int = 1) -> TaskMixture:

@@ -59,11 +59,16 @@ def evaluation_tasks(names: tuple[str, ...] = (), folder: Path | None = None) ->
 
 
 def practice(name: str, folder: Path | None = None) -> tuple[Task, Task]:
-    """What reinforcement learning practises on, and what it is watched by. SystemExit for an unknown name."""
-    if name in PUBLISHED:
+    """What reinforcement learning practises on, and what it is watched by: the training and the validation split, never
+    the test. SystemExit for a name that has not both, or whose answers are letters."""
+    from tasks.mixtures import evaluation_tasks as built_in_tasks
+
+    fit = {task.name: type(task) for task in built_in_tasks() if "validation" in task.splits}
+    if name == "GSM8K":
         return build(name, "train", folder), build(name, "validation", folder)
-    (task,), _ = evaluation_tasks((name,))
-    return type(task)("train"), task
+    if name not in fit:
+        raise SystemExit(f"{name!r} is nothing to practise. There are: {', '.join(['GSM8K', *fit])}.")
+    return fit[name]("train"), fit[name]("validation")
 
 
 def published_files() -> list[tuple[str, str, str]]:

