@@ -1,7 +1,7 @@
 """CORE's log-likelihoods beside those of EleutherAI's lm-eval, for one Hugging Face model with random weights.
 
 In: the folder of the published CORE files. Out: the largest difference of each task, over every candidate compared.
-Needs `pip install lm-eval transformers` (600 MB with what they pull in, so it is no part of the tests).
+Needs `pip install lm-eval transformers accelerate` (600 MB with what they pull in, so it is no part of the tests).
 
     python dev/bench/core_agreement.py --evals ~/.cache/nanochat/evals --items 20
 """
@@ -31,7 +31,7 @@ class Config:
 
 def make_model(folder: Path, texts: list[str], sequence_len: int) -> None:
     """A tiny Llama and a BPE tokenizer, saved to a folder."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE())
@@ -40,6 +40,7 @@ def make_model(folder: Path, texts: list[str], sequence_len: int) -> None:
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(vocab_size=4096, special_tokens=["<s>"], initial_alphabet=alphabet)
     tokenizer.train_from_iterator(texts, trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="<s>").save_pretrained(folder)
     torch.manual_seed(0)
     config = LlamaConfig(
@@ -54,7 +55,8 @@ def split_prompts(task, row, prompts: list[str]) -> list[tuple[str, str]]:
     if task.kind == "language_modeling":
         return [(prompts[0], prompts[1][len(prompts[0]) :])]
     tails = [task.delimiter + tail for tail in row.get("choices", [row.get("continuation")] * len(prompts))]
-    return [(prompt.removesuffix(tail), tail) for prompt, tail in zip(prompts, tails)]
+    contexts = [prompt.removesuffix(tail).rstrip() for prompt, tail in zip(prompts, tails)]  # lm-eval strips it, too
+    return [(context, prompt[len(context) :]) for context, prompt in zip(contexts, prompts)]
 
 
 def compare(ours: list, theirs: list, same_start: bool) -> float:
