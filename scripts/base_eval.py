@@ -1,7 +1,7 @@
 """The CORE metric of a base model: 22 few-shot tasks.
 
-    python -m scripts.base_eval --max_items=100
-    python -m scripts.base_eval --hf_path=openai-community/gpt2       any causal model of Hugging Face
+python -m scripts.base_eval --max_items=100
+python -m scripts.base_eval --hf_path=openai-community/gpt2       any causal model of Hugging Face
 """
 
 import time

@@ -130,8 +130,8 @@ class Rollouts:
 
     @torch.no_grad()
     def compare(self, model, start) -> dict[str, float]:
-        """Of the answers of the last step, a token's mean: the entropy of the model, in nats, and its KL divergence from
-        `start`. Both are exact over the vocabulary at the tokens that were sampled."""
+        """Means over the tokens of the last step's answers: the model's entropy and its KL divergence from `start`, in
+        nats, each summed over the whole vocabulary."""
         sums = torch.zeros(3, device=self.dist.device)
         size = self.cfg.device_batch_size
         for i in range(0, len(self.last), size):

@@ -1,6 +1,6 @@
 """What every task shares: the Task class, the form of a multiple-choice question, and mixtures of tasks.
 
-In: a split (such as "train" or "test") and whatever facts a task is made of. Out: conversations whose last message is the
+In: a split (such as "test") and whatever facts a task is made of. Out: conversations whose last message is the
 reference answer, and a verdict on a model's own answer. Everything is the same on every machine and in every run.
 """
 

@@ -156,9 +156,10 @@ def test_long_conversations_end_after_an_answer_or_are_left_out_and_counted(tiny
 
 def test_counts_of_what_was_left_out_survive_a_resume(tiny_tokenizer):
     conversations = [chat(n % 7, 60 * (n % 3)) for n in range(1100)]  # three blocks
-    new = lambda position=None: Batches(
-        ChatSource(tiny_tokenizer, conversations, 64, 0), 4, 4, epochs=1, position=position
-    )  # noqa: E731
+
+    def new(position=None):
+        return Batches(ChatSource(tiny_tokenizer, conversations, 64, 0), 4, 4, epochs=1, position=position)
+
     whole = new()
     positions = [dict(whole.position) for _ in whole]
     assert positions[-1]["cut"] == sum(n % 3 > 0 for n in range(1100)) and positions[-1]["skipped"] == 0

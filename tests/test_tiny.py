@@ -58,6 +58,7 @@ def test_from_text_to_chat_and_report(home):
         "--max_seq_len=128",
         "--num_steps=12",
         "--eval_tokens=2048",
+        ranks=2,
     )
     section = read(home, "base_train")
     assert section["metrics"]["steps"] == 12 and section["metrics"]["tokens"] == 12 * 1024
@@ -65,7 +66,7 @@ def test_from_text_to_chat_and_report(home):
     assert losses[-1] < losses[0] - 0.5
     run(home, "scripts.base_loss", "--model_tag=tiny", "--device=cpu", "--eval_tokens=4096")
     assert 0 < read(home, "base_loss")["metrics"]["val_bpb"] < 8
-    # Two processes go on from what one has trained, with a longer context.
+    # Two processes each, and a longer context than the base model's.
     for script in ("mid_train", "chat_sft"):
         run(home, f"scripts.{script}", *TRAIN, "--mixture=quickstart", "--num_steps=4", "--max_seq_len=256", ranks=2)
     evaluation = ("-i", "sft", "-g", "tiny", "-a", "Arithmetic", "Topic", "--max_items=4", "--device=cpu")
@@ -74,7 +75,9 @@ def test_from_text_to_chat_and_report(home):
     run(home, "scripts.chat_eval", *evaluation, ranks=2)
     assert read(home, "chat_eval_sft")["scores"] == alone and {score["total"] for score in alone} == {4}
     rl = ("--task=Arithmetic", "--examples_per_step=2", "--num_samples=3", "--max_tokens=12", "--eval_items=2")
-    run(home, "scripts.chat_rl", "--model_tag=tiny", "--device=cpu", "--num_steps=2", *rl)
+    run(home, "scripts.chat_rl", "--model_tag=tiny", "--device=cpu", "--num_steps=2", *rl, ranks=2)
+    metrics = read(home, "chat_rl")["metrics"]
+    assert {"reward", "length", "entropy", "KL to the start", "accuracy Arithmetic (validation)"} <= set(metrics)
     answer = run(home, "scripts.chat_cli", "-g", "tiny", "--max_tokens=8", "--seed=1", "-p", "Hello")
     assert answer.strip() and "<|" not in answer
     run(home, "nanochat.report", "generate")
