@@ -77,10 +77,10 @@ def main(cfg: Config) -> None:
                 scores.append(score_task(cfg, engine, loaded.tokenizer, task, dist))
             except SandboxError as error:
                 notes.append(f"{task.name} is left out: {error}")
-        if cfg.contamination:
-            notes += describe_overlap(cfg, tasks, scores, dist)
+        overlap = describe_overlap(cfg, tasks, scores, dist) if cfg.contamination else {}
+        notes += [sentence for _, sentence in overlap.values()]
         if dist.is_main:
-            show(cfg, loaded, scores, notes, time.monotonic() - start, dist)
+            show(cfg, loaded, scores, overlap, notes, time.monotonic() - start, dist)
         dist.barrier()
 
 
@@ -99,24 +99,25 @@ def score_task(cfg: Config, engine: Engine, tokenizer, task: Task, dist: Dist) -
     )
 
 
-def describe_overlap(cfg: Config, tasks: list[Task], scores: list[Score], dist: Dist) -> list[str]:
-    """A sentence a task: how many items the training text shares, and the accuracy on the others."""
+def describe_overlap(cfg: Config, tasks: list[Task], scores: list[Score], dist: Dist) -> dict[str, tuple[str, str]]:
+    """Task -> how many items the training text shares, for the table; a sentence with the accuracy on the others."""
     by_name = {score.name: score for score in scores}
     asked = [task for task in tasks if task.name in by_name]
     texts = [
         [visible_text(task[i]["messages"][-2]["content"]) for i in range(by_name[task.name].total)] for task in asked
     ]
-    sentences = []
+    described = {}
     for task, (found, checkable) in zip(asked, find_overlap(texts, cfg.contamination, dist)):
         clean = [right for right, seen in zip(by_name[task.name].verdicts, found) if not seen]
-        sentences.append(
+        described[task.name] = (
+            f"{found.sum():,} of {checkable:,}",
             f"{task.name}: {found.sum():,} of {checkable:,} items of {RUN} words or more share {RUN} in a row with the "
-            f"training text {cfg.contamination}; accuracy without them: {sum(clean) / max(1, len(clean)):.1%}."
+            f"training text {cfg.contamination}; accuracy without them: {sum(clean) / max(1, len(clean)):.1%}.",
         )
-    return sentences
+    return described
 
 
-def show(cfg: Config, loaded, scores: list[Score], notes: list[str], seconds: float, dist: Dist) -> None:
+def show(cfg: Config, loaded, scores: list[Score], overlap: dict, notes: list[str], seconds: float, dist: Dist) -> None:
     """Print the table, and leave a section for the report."""
     counted = [score for score in scores if score.name in CHAT_CORE]
     label = (
@@ -132,7 +133,8 @@ def show(cfg: Config, loaded, scores: list[Score], notes: list[str], seconds: fl
     if cfg.max_items:
         notes.append(f"A quick look: at most {cfg.max_items:,} items of each task.")
     console = score_console()
-    console.print(score_table(str(loaded.path), scores))
+    columns = {"in training text": [overlap[score.name][0] for score in scores]} if overlap else {}
+    console.print(score_table(str(loaded.path), scores, **columns))
     console.print(*notes, *(f"{name}: {value:.4f}" for name, value in metrics.items()), sep="\n", highlight=False)
     report.write_section(
         f"chat_eval_{cfg.source}",
