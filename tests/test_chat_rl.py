@@ -61,7 +61,8 @@ def test_batches_hold_the_chosen_tokens_and_advantages(model, tiny_tokenizer):
     assert ends and all(a.answer.ids[-1] in tiny_tokenizer.special.values() and a.answer.mask[-1] for a in ends)
     for i in range(0, 12, 4):  # the advantages of a problem's answers add up to nothing
         assert sum(a.advantage for a in source.last[i : i + 4]) == pytest.approx(0)
-    assert source.metrics["reward"] == sum(len(a.answer.text) % 2 == 0 for a in source.last) / 12
+    even = sum(len(a.answer.text) % 2 == 0 for a in source.last)
+    assert source.metrics["reward"] == pytest.approx(even / 12)
     assert source.metrics["length"] == pytest.approx(sum(len(a.answer.ids) for a in source.last) / 12)
 
 
