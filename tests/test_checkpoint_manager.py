@@ -1,8 +1,10 @@
 """Checkpoints against what goes wrong: kill -9, full disks, wrong bits, garbage, clocks that go back, ranks."""
 
 import copy
+import hashlib
 import json
 import os
+import random
 import resource
 import socket
 import subprocess
@@ -316,6 +318,58 @@ def test_schema_errors_name_file_and_key(put, name, change, message):
     reseal(path, name, change)
     with pytest.raises(ValueError, match=message):
         cm.load(path=path)
+
+
+STRANGE = [
+    None,
+    True,
+    -1,
+    1.5,
+    2**70,
+    float("nan"),
+    "",
+    "\ud800",
+    [],
+    [[]],
+    ["a", "b"],
+    {},
+    {"a": 1},
+    10**9,
+    -(2**31) - 1,
+]
+
+
+def spoil(value, chance: random.Random):
+    """The same JSON value, but for one place in it that is gone, or strange, or one too many."""
+    if not isinstance(value, dict | list) or not value or chance.random() < 0.2:
+        return chance.choice(STRANGE)
+    place = chance.choice(list(value) if isinstance(value, dict) else range(len(value)))
+    value, how = value.copy(), chance.random()
+    if how < 0.15:
+        del value[place]
+    elif how < 0.25 and isinstance(value, list):
+        value.append(chance.choice(STRANGE))
+    else:
+        value[place] = spoil(value[place], chance)
+    return value
+
+
+@pytest.mark.parametrize("name", ["config.json", "state.json", "tokenizer.json"])
+def test_a_spoilt_file_is_a_clear_error_or_still_fits(put, name):
+    path, chance = put(1), random.Random(0)
+    original, files = json.loads((path / name).read_text()), json.loads((path / "manifest.json").read_text())["files"]
+    refused = 0
+    for _ in range(100):
+        data = json.dumps(spoil(original, chance)).encode()
+        (path / name).write_bytes(data)
+        files[name] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        (path / "manifest.json").write_bytes(sealed._manifest_bytes(1.0, files))
+        try:
+            cm.load(path=path)
+        except ValueError as error:
+            assert name in str(error)
+            refused += 1
+    assert refused > 10
 
 
 @pytest.mark.parametrize("change", [{"head.weight": None}, {"odd": torch.zeros(3)}, {"head.weight": torch.zeros(2, 2)}])
