@@ -19,6 +19,7 @@ from nanochat.gpt import ATTENTION_SHARPNESS, GATE_CHANNELS, GPT, SOFTCAP, rotar
 TILE = 64  # outputs that are computed together: their weights lie side by side for each input
 DEPTH = 1024  # inputs of a tile that are multiplied with all rows before the next, so that they stay in the cache
 MOST_ROWS = 64  # in one call
+LITTLE_WORK = 5e6  # products, which take less time than a second thread to come
 EPSILON = np.float32(1e-6)
 
 # "contract" alone keeps the order of a sum; sums over one row may be in any order, if always in the same one.
@@ -51,6 +52,8 @@ class CpuForward:
         self.buffers = [np.zeros((rows, -(-width // TILE) * TILE), np.float32) for width in shapes.values()]
         self.scores = np.zeros((rows, c.n_head, length), np.float32)
         self.load(model)
+        with said("compiling the model for this CPU, once ..."):
+            self.decode([0], [0], [0], [-1])
 
     @staticmethod
     def fits(model: torch.nn.Module) -> bool:
@@ -75,6 +78,7 @@ class CpuForward:
             [array(model.head.weight)],
         )
         self.matrices = tuple(part for stack in stacks for part in tiles(stack, self.int8))
+        self.weights = sum(matrix.size for matrix in self.matrices[::2])
         self.embedding = array(model.embedding.weight)
         self.tables = {int(layer): array(table.weight) for layer, table in model.value_embeddings.items()}
         gates = [array(a.value_gate.weight) for a in attention if a.value_gate is not None]
@@ -115,8 +119,8 @@ class CpuForward:
         tables = np.stack([table[ids] for table in self.tables.values()])
         wanted = np.array([len(ids) - 1]) if last_only else np.arange(len(ids))
         x, x0, h, heads, y, hidden, logits = (buffer[: len(ids)] for buffer in self.buffers)
-        with lock, said("compiling the model for this CPU, once ..."):
-            numba.set_num_threads(max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS)))
+        with lock:
+            numba.set_num_threads(1 if len(ids) * self.weights < LITTLE_WORK else most_threads())
             forward(
                 (place, np.array(positions), np.array(ids), np.array(before), wanted),
                 (self.embedding, tables, *self.angles),
@@ -126,6 +130,10 @@ class CpuForward:
                 (x, x0, h, heads, y, hidden, logits, self.scores),
             )
         return torch.from_numpy(logits[: len(wanted), : self.vocab_size].copy())
+
+
+def most_threads() -> int:
+    return max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
 
 def tiles(matrices: list[np.ndarray], int8: bool) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,47 @@
+"""Requests that no client would send, and those that one might, by schemathesis from the server's own OpenAPI schema.
+
+python -m dev.fuzz_server                    about 300 cases
+python -m dev.fuzz_server --examples=1500    over 10,000
+
+In: a server started here with a tiny random model. Out: exit status 1 if any answer is a 5xx or does not come in time.
+"""
+
+import subprocess
+import sys
+from dataclasses import dataclass
+
+import torch
+
+from dev.bench.serve import server
+from nanochat.configurator import parse
+from nanochat.engine import Engine
+from nanochat.gpt import GPT, GPTConfig
+from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
+
+
+@dataclass(frozen=True)
+class Config:
+    """Fuzz a server."""
+
+    examples: int = 50
+    """of each operation, right ones and wrong ones"""
+    seconds: float = 20.0
+    """within which every answer must come"""
+    seed: int = 0
+    """of the cases"""
+
+
+def main(cfg: Config) -> None:
+    tokenizer = Tokenizer(torch.zeros(0, 2, dtype=torch.int32).numpy())
+    config = GPTConfig(256 + len(SPECIAL_TOKENS), sequence_len=128, n_layer=1, n_head=2, n_kv_head=1, n_embd=32)
+    model = GPT(config).init_weights(torch.Generator().manual_seed(0)).eval()
+    with server(Engine(model, tokenizer, max_batch=8), tokenizer) as url:
+        command = f"""schemathesis run {url}/openapi.json --mode all --phases fuzzing --checks not_a_server_error
+            --max-examples {cfg.examples} --request-timeout {cfg.seconds} --seed {cfg.seed} --no-color"""
+        script = "import sys; from schemathesis.cli import schemathesis; sys.exit(schemathesis())"
+        status = subprocess.run([sys.executable, "-c", script, *command.split()[1:]]).returncode
+    sys.exit(status)
+
+
+if __name__ == "__main__":
+    main(parse(Config))
