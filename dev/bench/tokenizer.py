@@ -1,8 +1,8 @@
 """The tokenizer beside its peers, in one run: training, encoding, one message, cold and warm start.
 
-In: a dataset prepared by nanochat.dataset. Out: medians and ratios. Peers that are not installed are left out.
+In: a dataset prepared by nanochat.dataset. Out: medians, spreads, ratios. Peers that are not installed are left out.
 
-    python -m dev.bench.tokenizer --data=wiki --megabytes=25
+    python -m dev.bench.tokenizer --data=mine --megabytes=250
 """
 
 import importlib
@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanochat import bpe_chunks, dataset
@@ -42,11 +42,13 @@ class Config:
     data: str = "wiki"
     """dataset to train on and to encode"""
     megabytes: float = 25
-    """of text, cut into documents of 2,000 characters"""
+    """of text, cut into documents of 2,000 characters; less if there is less"""
     vocab_sizes: tuple[int, ...] = (8192, 65536)
-    """to train"""
+    """to train, and to encode with"""
     repeats: int = 5
     """of which the median counts; peers and ours take turns"""
+    patience: float = 60
+    """seconds after which a runner gets no further turn in a race"""
     threads: int = 2
     """the most that anybody may use"""
     slow: bool = True
@@ -60,14 +62,17 @@ def main(cfg: Config) -> None:
     print(f"{size / 1e6:.1f} MB in {len(texts):,} documents, at most {cfg.threads} threads")
     Tokenizer.train(texts[:10], 300).encode_batch(texts[:10])  # compiled, or read from disk, before any clock starts.
     for vocab_size in cfg.vocab_sizes:
-        table(f"Training, {vocab_size:,} ids", race(trainers(texts, vocab_size, cfg), cfg.repeats), size)
-    tokenizer = Tokenizer.train(texts, cfg.vocab_sizes[-1])
-    for threads in sorted({1, cfg.threads}):
-        runners = encoders(tokenizer, texts, threads, cfg)
-        table(f"Encoding, {len(tokenizer.merges):,} merges, threads: {threads}", race(runners, cfg.repeats), size)
-    agree(tokenizer, texts)
+        table(f"Training, {vocab_size:,} ids", race(trainers(texts, vocab_size, cfg), cfg), size)
+        tokenizer = Tokenizer.train(texts, vocab_size)
+        for threads in sorted({1, cfg.threads}):
+            runners = encoders(tokenizer, texts, threads, cfg)
+            race(runners, replace(cfg, repeats=1))  # fills everybody's caches
+            table(f"Encoding, {len(tokenizer.merges):,} merges, threads: {threads}", race(runners, cfg), size)
+        if cfg.slow:
+            agree(tokenizer, texts)
     message = "Could you explain to me, in simple words, why the sky is blue? " * 3
-    table("One message of 190 characters", race({"nanochat": lambda: tokenizer.encode(message)}, 101), len(message))
+    times = race({"nanochat": lambda: tokenizer.encode(message)}, replace(cfg, repeats=1001))
+    table("One message of 190 characters", times, len(message))
     starts(tokenizer, cfg)
 
 
@@ -122,8 +127,8 @@ def encoders(tokenizer: Tokenizer, texts: list[str], threads: int, cfg: Config) 
         found["tiktoken"] = lambda: encoding.encode_ordinary_batch(texts, num_threads=threads)
     if gigatoken := peer("gigatoken"):
         with tempfile.TemporaryDirectory() as folder:
-            tokenizer.save(Path(folder) / "tokenizer.json")
-            other = gigatoken.Tokenizer(str(Path(folder) / "tokenizer.json"))
+            tokenizer.save_tiktoken(Path(folder) / "ours.tiktoken")  # it does not know our pattern; GPT-4's is the next
+            other = gigatoken.Tokenizer.from_tiktoken(Path(folder) / "ours.tiktoken", pretokenizer="gpt4")
         found["gigatoken"] = lambda: other.encode_batch(texts, parallel=threads > 1)
     return found
 
@@ -142,21 +147,25 @@ def agree(tokenizer: Tokenizer, texts: list[str]) -> None:
         print(f"\nids equal to tiktoken's: {same:,} of {len(texts):,} documents")
 
 
-def race(runners: dict[str, Callable], repeats: int) -> dict[str, tuple[float, float]]:
-    """Medians of wall and CPU seconds; the runners take turns, so that all meet the same weather."""
+def race(runners: dict[str, Callable], cfg: Config) -> dict[str, list[tuple[float, float]]]:
+    """Wall and CPU seconds of each turn; the runners take turns, so that all meet the same weather."""
     taken: dict[str, list] = {name: [] for name in runners}
-    for _ in range(repeats):
+    for _ in range(cfg.repeats):
         for name, run in runners.items():
-            wall, cpu = time.perf_counter(), time.process_time()
-            run()
-            taken[name].append((time.perf_counter() - wall, time.process_time() - cpu))
-    return {name: tuple(map(statistics.median, zip(*times))) for name, times in taken.items()}
+            if sum(wall for wall, _ in taken[name]) < cfg.patience:
+                wall, cpu = time.perf_counter(), time.process_time()
+                run()
+                taken[name].append((time.perf_counter() - wall, time.process_time() - cpu))
+    return taken
 
 
-def table(title: str, medians: dict[str, tuple[float, float]], size: int) -> None:
-    print(f"\n{title:<44}{'seconds':>10}{'CPU s':>10}{'MB/s':>10}{'x ours':>10}")
-    for name, (wall, cpu) in medians.items():
-        print(f"  {name:<42}{wall:>10.4f}{cpu:>10.4f}{size / wall / 1e6:>10.1f}{wall / medians['nanochat'][0]:>10.2f}")
+def table(title: str, taken: dict[str, list[tuple[float, float]]], size: int) -> None:
+    print(f"\n{title:<36}{'median s':>10}{'least':>9}{'most':>9}{'CPU s':>9}{'runs':>6}{'MB/s':>8}{'x ours':>8}")
+    medians = {name: statistics.median(wall for wall, _ in times) for name, times in taken.items()}
+    for name, times in taken.items():
+        walls, cpu, median = [wall for wall, _ in times], statistics.median(cpu for _, cpu in times), medians[name]
+        line = f"  {name:<34}{median:>10.4f}{min(walls):>9.4f}{max(walls):>9.4f}{cpu:>9.4f}{len(times):>6}"
+        print(f"{line}{size / median / 1e6:>8.1f}{median / medians['nanochat']:>8.2f}", flush=True)
 
 
 def starts(tokenizer: Tokenizer, cfg: Config) -> None:
@@ -171,8 +180,11 @@ def starts(tokenizer: Tokenizer, cfg: Config) -> None:
             return float(subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout)
 
         print(f"\ncold: compile all, train and encode a little   {run(TRAIN):.2f} s")
-        warm = statistics.median(run(START.format(path=path)) for _ in range(cfg.repeats))
-        print(f"warm: import, load and encode the first message {warm:.2f} s")
+        warm = sorted(run(START.format(path=path)) for _ in range(cfg.repeats))
+        print(
+            f"warm: import, load and encode the first message {statistics.median(warm):.2f} s"
+            f" ({warm[0]:.2f} to {warm[-1]:.2f})"
+        )
 
 
 if __name__ == "__main__":
