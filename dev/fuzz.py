@@ -18,8 +18,12 @@ import torch  # noqa: E402
 from hypothesis import HealthCheck, Phase, given, seed, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from properties import (  # noqa: E402
+    any_text,
+    bad_utf8,
+    check_chunks,
     check_expression,
     check_header,
+    check_ids,
     check_junk,
     check_manifest,
     expressions,
@@ -27,6 +31,7 @@ from properties import (  # noqa: E402
     junk,
     lengths,
     manifests,
+    mixed_text,
 )
 
 from nanochat import checkpoint_manager, sealed  # noqa: E402
@@ -41,6 +46,9 @@ PROPERTIES = {
     "expressions": (lambda folder, tree: check_expression(tree), [expressions]),
     "junk": (lambda folder, text: check_junk(text), [junk]),
     "manifests": (check_manifest, [manifests]),
+    "chunks": (lambda folder, text: check_chunks(text.encode()), [mixed_text]),
+    "bad_utf8": (lambda folder, data: check_chunks(data), [bad_utf8]),
+    "ids": (lambda folder, text: check_ids(text), [any_text]),
     "headers": (check_header, [headers | st.binary(max_size=100), lengths, st.binary(max_size=64)]),
 }
 CHUNK = 2000  # inputs between two looks at the clock; hypothesis remembers what it has tried

@@ -51,12 +51,12 @@ class ChunkCounter:
 
     def pour(self, table: Chunks) -> None:
         """Add a thread's counts to the total, and empty its table."""
+        starts, text, counts = contents(table)
         with self.lock:
-            starts, text, counts = contents(table)
-            old = contents(self.total)
-            need, text_need = len(old[2]) + len(counts), int(old[0][-1] + starts[-1])
+            n = int(self.total.size[0])
+            need, text_need = n + len(counts), int(self.total.starts[n] + starts[-1])
             if need >= len(self.total.starts) or text_need + len(PADDING) > len(self.total.text):
-                room = max(need, min(2 * need, self.limit + self.room))
+                room, old = max(need, min(2 * need, self.limit + self.room)), contents(self.total)
                 self.total = Chunks.empty(room, 2 * text_need)
                 pour_kernel(*old, 2 if need > self.limit else 1, self.total)
             pour_kernel(starts, text, counts, 1, self.total)

@@ -3,6 +3,7 @@
 The tests try a few hundred inputs of each, `python dev/fuzz.py` as many as you like.
 """
 
+import functools
 import json
 import math
 import operator
@@ -10,9 +11,12 @@ import resource
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
+import regex
+import tiktoken
 from hypothesis import strategies as st
 
-from nanochat import calculator, sealed
+from nanochat import bpe, bpe_chunks, bpe_train, calculator, sealed, unicode_classes
 from nanochat import checkpoint_manager as cm
 
 FILES = ("model.safetensors", "optimizer.safetensors", "config.json", "state.json", "tokenizer.json", "manifest.json")
@@ -214,3 +218,83 @@ def check_header(folder: Path, header: bytes, length: int | None, tail: bytes) -
     except ValueError as error:
         assert "model.safetensors" in str(error)
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 16 * 1024  # KiB
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# The tokenizer, against the `regex` module and tiktoken
+
+TEXTS = [
+    "",
+    "Hello world! It's 2026; don't, we'LL, I'Ve, 'tis, 'RE 12345.\n\n\tIndented   text\r\n\r\n  end   ",
+    "def f(x):\n    return x**2  # squared\n\n\nprint(f(3))\n",
+    "Straße, naïve café, Ελληνικά, русский текст, 한국어 문장입니다, 中文没有空格, ไทย, हिन्दी, العربية",
+    "emoji 😀👩‍👩‍👧‍👦 🇰🇷 ½ ² Ⅷ ٣٤٥ \u2028\u3000\u00a0x \x1c\x1f\x85 it'ſ",
+    "a" * 3000 + " " * 3000 + "!" * 3000 + "\n" * 300 + "ab" * 999 + "7" * 301,
+]
+
+
+def documents() -> list[str]:
+    """Some 50 kB in which pairs are common and ties are frequent, always the same."""
+    rng = np.random.default_rng(7)
+    words = ["".join(rng.choice([*"abcdeet"], size=rng.integers(1, 9))) for _ in range(300)]
+    return [" ".join(words[int(i)] for i in rng.zipf(1.3, 100) % 300) + ".\n" for _ in range(40)] + TEXTS
+
+
+FRAGMENTS = ["'", "s", "S", "ll", "LL", "ve", "re", "ſ", "é", "中", "7", "½", " ", "  ", "\t", "\n", "\r\n", "\u3000"]
+FRAGMENTS += ["\u00a0", "!", "😀", "_", "\x00", "\x85", "\x1c", "\u0301"]
+
+mixed_text = st.lists(st.sampled_from(FRAGMENTS) | st.characters(codec="utf-8", max_codepoint=0x2FFF), max_size=30).map(
+    "".join
+)
+
+
+@functools.cache
+def newer_characters() -> frozenset[str]:
+    """Letters and digits to the `regex` module that had no meaning in Unicode 16, the version that we keep to."""
+    known = unicode_classes.char_classes()
+    everything = "".join(chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000)
+    return frozenset(c for c in regex.findall(r"[\p{L}\p{N}]", everything) if known[ord(c)] == unicode_classes.OTHER)
+
+
+def expected_split(data: bytes) -> list[bytes]:
+    """What the published pattern does, a bad byte being a character that is no letter, digit or space."""
+    return [
+        m.encode("utf-8", "surrogateescape")
+        for m in regex.findall(bpe_chunks.PATTERN, data.decode("utf-8", "surrogateescape"))
+    ]
+
+
+bad_utf8 = st.lists(
+    st.binary(max_size=6)
+    | st.sampled_from(["é", "中", "😀", "a b", "\n", "\ud800"]).map(lambda text: text.encode("utf-8", "surrogatepass")),
+    max_size=8,
+).map(b"".join)
+any_text = mixed_text | st.text(max_size=40) | st.text(alphabet="abcdet \n", max_size=400)
+
+
+def check_chunks(data: bytes) -> None:
+    chunks = bpe_chunks.split(data)
+    assert b"".join(chunks) == data
+    if newer_characters().isdisjoint(data.decode("utf-8", "surrogateescape")):
+        assert chunks == expected_split(data)
+
+
+def vocabulary(merges: np.ndarray) -> list[bytes]:
+    tokens = [bytes([byte]) for byte in range(256)]
+    for a, b in merges.tolist():
+        tokens.append(tokens[a] + tokens[b])
+    return tokens
+
+
+@functools.cache
+def encoder_and_peer() -> tuple[np.ndarray, bpe.Encoder, tiktoken.Encoding]:
+    """Merges, and the same vocabulary in two hands."""
+    merges = bpe_train.train(documents(), 700)
+    ranks = {token: id for id, token in enumerate(vocabulary(merges))}
+    peer = tiktoken.Encoding("x", pat_str=bpe_chunks.PATTERN, mergeable_ranks=ranks, special_tokens={})
+    return merges, bpe.Encoder(merges), peer
+
+
+def check_ids(text: str) -> None:
+    _, encoder, peer = encoder_and_peer()
+    assert encoder.encode_many([bpe_chunks.to_bytes(text)])[0].tolist() == peer.encode_ordinary(text)

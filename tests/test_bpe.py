@@ -1,6 +1,5 @@
 """The splitter against `regex`, the trainer against a naive one and rustbpe, the encoder against tiktoken."""
 
-import functools
 import subprocess
 import sys
 from collections import Counter
@@ -11,75 +10,57 @@ import regex
 import tiktoken
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from properties import (
+    TEXTS,
+    any_text,
+    bad_utf8,
+    check_chunks,
+    check_ids,
+    documents,
+    encoder_and_peer,
+    expected_split,
+    mixed_text,
+    vocabulary,
+)
 
 from nanochat import bpe, bpe_chunks, bpe_train, unicode_classes
-
-TEXTS = [
-    "",
-    "Hello world! It's 2026; don't, we'LL, I'Ve, 'tis, 'RE 12345.\n\n\tIndented   text\r\n\r\n  end   ",
-    "def f(x):\n    return x**2  # squared\n\n\nprint(f(3))\n",
-    "Straße, naïve café, Ελληνικά, русский текст, 한국어 문장입니다, 中文没有空格, ไทย, हिन्दी, العربية",
-    "emoji 😀👩‍👩‍👧‍👦 🇰🇷 ½ ² Ⅷ ٣٤٥ \u2028\u3000\u00a0x \x1c\x1f\x85 it'ſ",
-    "a" * 3000 + " " * 3000 + "!" * 3000 + "\n" * 300 + "ab" * 999 + "7" * 301,
-]
-
-
-def documents() -> list[str]:
-    """Some 50 kB in which pairs are common and ties are frequent, always the same."""
-    rng = np.random.default_rng(7)
-    words = ["".join(rng.choice([*"abcdeet"], size=rng.integers(1, 9))) for _ in range(300)]
-    return [" ".join(words[int(i)] for i in rng.zipf(1.3, 100) % 300) + ".\n" for _ in range(40)] + TEXTS
-
 
 # ---------------------------------------------------------------------------------------------------------------------
 # The splitter
 
-FRAGMENTS = ["'", "s", "S", "ll", "LL", "ve", "re", "ſ", "é", "中", "7", "½", " ", "  ", "\t", "\n", "\r\n", "\u3000"]
-FRAGMENTS += ["\u00a0", "!", "😀", "_", "\x00", "\x85", "\x1c", "\u0301"]
-mixed_text = st.lists(st.sampled_from(FRAGMENTS) | st.characters(codec="utf-8", max_codepoint=0x2FFF), max_size=30).map(
-    "".join
-)
-
-
-@functools.cache
-def newer_characters() -> frozenset[str]:
-    """Letters and digits to the `regex` module that had no meaning in Unicode 16, the version that we keep to."""
-    known = unicode_classes.char_classes()
-    everything = "".join(chr(c) for c in range(0x110000) if not 0xD800 <= c < 0xE000)
-    return frozenset(c for c in regex.findall(r"[\p{L}\p{N}]", everything) if known[ord(c)] == unicode_classes.OTHER)
-
-
-def expected_split(data: bytes) -> list[bytes]:
-    """What the published pattern does, a bad byte being a character that is no letter, digit or space."""
-    return [
-        m.encode("utf-8", "surrogateescape")
-        for m in regex.findall(bpe_chunks.PATTERN, data.decode("utf-8", "surrogateescape"))
-    ]
-
 
 @pytest.mark.parametrize("text", TEXTS)
 def test_split_equals_the_pattern(text):
-    assert bpe_chunks.split(text.encode()) == expected_split(text.encode())
+    check_chunks(text.encode())
 
 
-@settings(max_examples=1000, deadline=None)
+@settings(max_examples=500, deadline=None)
 @given(mixed_text)
 @example("'ſ 'lL 'r 'v 're")
 @example(" \n \n  x")
 def test_split_equals_the_pattern_on_any_text(text):
-    data = "".join(c for c in text if c not in newer_characters()).encode()
-    assert bpe_chunks.split(data) == expected_split(data)
+    check_chunks(text.encode())
 
 
-@settings(max_examples=600, deadline=None)
-@given(st.lists(st.binary(max_size=6) | st.sampled_from(["é", "中", "😀", "a b", "\n", "\ud800"]), max_size=8))
-@example([b"\xed\xa0\x80", b"\xc0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82a", b"\xf0\x9f\x98"])
-def test_split_of_invalid_utf8(parts):
-    data = b"".join(p if isinstance(p, bytes) else p.encode("utf-8", "surrogatepass") for p in parts)
-    chunks = bpe_chunks.split(data)
-    assert b"".join(chunks) == data
-    if newer_characters().isdisjoint(data.decode("utf-8", "surrogateescape")):
-        assert chunks == expected_split(data)
+@settings(max_examples=300, deadline=None)
+@given(bad_utf8)
+@example(b"\xed\xa0\x80\xc0\x80\xf4\x90\x80\x80\xe2\x82a\xf0\x9f\x98")
+def test_split_of_invalid_utf8(data):
+    check_chunks(data)
+
+
+@pytest.mark.parametrize("before", ["", " ", "1", "'", "x" * 15, "x" * 16, "x" * 56, "x" * 57])
+def test_words_of_any_length_up_to_the_end(before):
+    """Words are seen 16 bytes and 57 letters at a time, and documents lie end to end."""
+    words = [before + "y" * n for n in range(70)]
+    for word in words:
+        for after in ("", " ", "é", "7", "'s", "\n"):
+            check_chunks((word + after).encode())
+    counter = bpe_train.ChunkCounter()
+    counter.add([word.encode() for word in words])
+    starts, text, counts = counter.finish()
+    found = {text[i:j].tobytes(): n for i, j, n in zip(starts, starts[1:], counts)}
+    assert found == Counter(chunk for word in words for chunk in expected_split(word.encode()))
 
 
 def test_classes_are_those_of_tiktoken():
@@ -182,27 +163,19 @@ def test_train_reports_progress():
 # The encoder
 
 
-def vocabulary(merges: np.ndarray) -> list[bytes]:
-    tokens = [bytes([byte]) for byte in range(256)]
-    for a, b in merges.tolist():
-        tokens.append(tokens[a] + tokens[b])
-    return tokens
-
-
 @pytest.fixture(scope="module")
 def merges() -> np.ndarray:
-    return bpe_train.train(documents(), 700)
+    return encoder_and_peer()[0]
 
 
 @pytest.fixture(scope="module")
-def encoder(merges) -> bpe.Encoder:
-    return bpe.Encoder(merges)
+def encoder() -> bpe.Encoder:
+    return encoder_and_peer()[1]
 
 
 @pytest.fixture(scope="module")
-def peer(merges) -> tiktoken.Encoding:
-    ranks = {token: id for id, token in enumerate(vocabulary(merges))}
-    return tiktoken.Encoding("x", pat_str=bpe_chunks.PATTERN, mergeable_ranks=ranks, special_tokens={})
+def peer() -> tiktoken.Encoding:
+    return encoder_and_peer()[2]
 
 
 def encode(encoder: bpe.Encoder, text: str) -> list[int]:
@@ -214,10 +187,10 @@ def test_ids_are_those_of_tiktoken(encoder, peer, text):
     assert encode(encoder, text) == peer.encode_ordinary(text)
 
 
-@settings(max_examples=1000, deadline=None)
-@given(mixed_text | st.text(max_size=40) | st.text(alphabet="abcdet \n", max_size=400))
-def test_ids_are_those_of_tiktoken_on_any_text(encoder, peer, text):
-    assert encode(encoder, text) == peer.encode_ordinary(text)
+@settings(max_examples=500, deadline=None)
+@given(any_text)
+def test_ids_are_those_of_tiktoken_on_any_text(text):
+    check_ids(text)
 
 
 def test_every_character_alone_and_classes_in_pairs(encoder, peer):
