@@ -6,25 +6,36 @@ python -m scripts.chat_cli -i base -p "The chemical symbol of gold is" > answer.
 
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Annotated, Literal
 
 from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings
 from tyro.conf import arg
 
 from nanochat import checkpoint_manager
-from nanochat.common import base_dir, compute_dtype, pick_device
+from nanochat.common import base_dir, compute_dtype, pick_device, write_json
 from nanochat.configurator import parse
 from nanochat.engine import Completion, Engine, Sampling
+from nanochat.terminal import dim, open_answer, printable
 
-HELP = """/new    forget the conversation and begin another
-/help   this text
-/quit   leave (or Ctrl-D)
+HELP = """/new             forget the conversation and begin another
+/retry           answer the last message again
+/undo            forget the last message and its answer
+/system TEXT     instructions before the conversation; without TEXT there are none
+/set NAME VALUE  temperature, top_k, top_p, min_p, seed or max_tokens; without a value it is shown
+/save FILE       the conversation as JSON; the chat page can import it
+/help            this text
+/quit            leave (or Ctrl-D)
 Alt-Enter starts a new line, the arrow keys bring back what you wrote, Ctrl-C stops an answer."""
+COMMANDS = [line.split()[0] for line in HELP.splitlines() if line.startswith("/")]
+SETTINGS = ("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens")
 
 
 @dataclass(frozen=True)
@@ -72,28 +83,70 @@ def main(cfg: Config) -> None:
 def talk(chat: "Chat", lines: Iterator[str]) -> None:
     """Answer each line, or do what it commands, until there are no more."""
     for line in lines:
-        command = line.strip()
-        if command == "/quit":
-            break
-        elif command == "/new":
-            chat.messages.clear()
-            print(dim("A new conversation."))
-        elif command == "/help":
-            print(HELP)
-        elif command.startswith("/") and " " not in command:
-            print(f"There is no {printable(command)}.\n{HELP}")
-        elif command:
-            try:
+        command, _, rest = line.strip().partition(" ")
+        try:
+            if command == "/quit":
+                break
+            elif command in COMMANDS:
+                print(do(chat, command, rest.strip()), end="")
+            elif command.startswith("/") and not rest:
+                print(f"There is no {printable(command)}.\n{HELP}")
+            elif command:
                 chat.say(line)
-            except ValueError as error:
-                print(f"{error} /new begins another conversation.")
+        except (ValueError, OSError) as error:
+            print(printable(str(error)))
+
+
+def do(chat: "Chat", command: str, rest: str) -> str:
+    """Carry out a command. Returns what to print. ValueError or OSError that says what is wrong."""
+    if command == "/new":
+        chat.messages.clear()
+        return dim("A new conversation.") + "\n"
+    if command == "/undo":
+        del chat.messages[-2:]
+        return dim(f"{len(chat.messages) // 2} messages are left.") + "\n"
+    if command == "/retry":
+        if not chat.messages:
+            raise ValueError("There is nothing to answer yet.")
+        question = chat.messages[-2]["content"]
+        del chat.messages[-2:]
+        chat.say(question)
+        return ""
+    if command == "/system":
+        chat.system = rest
+        return dim("The instructions are set." if rest else "There are no instructions.") + "\n"
+    if command == "/set":
+        return change(chat, rest)
+    if command == "/save":
+        if not rest:
+            raise ValueError("/save needs the name of a file.")
+        write_json(Path(rest).expanduser(), chat.export())
+        return dim(f"Saved in {printable(rest)}.") + "\n"
+    return HELP + "\n"
+
+
+def change(chat: "Chat", words: str) -> str:
+    """/set: show all settings, or one, or change it."""
+    name, _, value = words.replace("=", " ").partition(" ")
+    name = name.replace("-", "_")
+    if name and name not in SETTINGS:
+        raise ValueError(f"There is no setting {printable(name)}; there are {', '.join(SETTINGS)}.")
+    if value.strip():
+        try:
+            number = None if value.strip() in ("none", "off") else float(value)
+            whole = name in ("top_k", "seed", "max_tokens") and number is not None
+            chat.sampling = replace(chat.sampling, **{name: int(number) if whole else number})
+        except (TypeError, OverflowError) as error:
+            raise ValueError(f"{name} cannot be {printable(value.strip())}.") from error
+    shown = [name] if name else SETTINGS
+    return "".join(f"{one} {getattr(chat.sampling, one)}\n" for one in shown)
 
 
 class Chat:
     """A conversation: what was said so far, and a model to go on with it."""
 
     def __init__(self, engine: Engine, sampling: Sampling):
-        self.engine, self.sampling = engine, sampling
+        self.engine, self.sampling, self.system = engine, sampling, ""
         self.messages: list[dict] = []
 
     def say(self, text: str) -> Completion:
@@ -101,24 +154,21 @@ class Chat:
 
         ValueError if the conversation does not fit in the context any more; then it is as before."""
         asked = [*self.messages, {"role": "user", "content": text}]
-        prompt = self.engine.tokenizer.render_for_completion({"messages": asked})
-        request = self.engine.submit(prompt, self.sampling)
-        expression = ""
+        instructions = [{"role": "system", "content": self.system}] if self.system else []
+        prompt = self.engine.tokenizer.render_for_completion({"messages": [*instructions, *asked]})
+        try:
+            request = self.engine.submit(prompt, self.sampling)
+        except ValueError as error:
+            raise ValueError(f"{error} /new begins another conversation.") from error
+        shown = open_answer()
         with interruptible() as is_interrupted:
             while not request.finished:
                 if is_interrupted():
                     self.engine.cancel(request)
                 for _, event in self.engine.step():
-                    if isinstance(event, Completion):
-                        break
-                    elif event.kind == "text":
-                        print(printable(event.text), end="", flush=True)
-                    elif event.kind == "python":
-                        expression += event.text
-                    elif sys.stdout.isatty():
-                        # The output comes token by token: the expression stands before the first of them.
-                        print(dim(printable(f" {expression} = " * bool(expression) + event.text)), end="", flush=True)
-                        expression = ""
+                    if not isinstance(event, Completion):
+                        shown.add(event.text, event.kind)
+        shown.close()
         answer = request.completion
         notes = {
             "cancelled": "stopped",
@@ -126,11 +176,30 @@ class Chat:
             "error": answer.error,
         }
         if answer.finish_reason in notes:
-            print(dim(f" ({notes[answer.finish_reason]})"), end="", file=sys.stderr, flush=True)
-        print()
+            print(dim(f"({notes[answer.finish_reason]})"), file=sys.stderr, flush=True)
         if answer.parts:
             self.messages = [*asked, {"role": "assistant", "content": answer.parts}]
         return answer
+
+    def export(self) -> dict:
+        """The conversation as the chat page exports its own."""
+        now, nodes = round(1000 * time.time()), []
+        for number, message in enumerate(self.messages):
+            content = message["content"]
+            parts = [{"type": "text", "text": content}] if isinstance(content, str) else content
+            parent = str(number - 1) if number else None
+            nodes.append({"id": str(number), "parent": parent, "role": message["role"], "parts": parts, "created": now})
+        leaf = nodes[-1]["id"] if nodes else None
+        chat = {
+            "version": 1,
+            "id": f"cli{now:x}",
+            "title": "",
+            "created": now,
+            "updated": now,
+            "leaf": leaf,
+            "nodes": nodes,
+        }
+        return {"format": "nanochat-chats", "version": 1, "chats": [chat]}
 
 
 def read_lines() -> Iterator[str]:
@@ -141,8 +210,14 @@ def read_lines() -> Iterator[str]:
     keys = KeyBindings()
     keys.add("escape", "enter")(lambda event: event.current_buffer.insert_text("\n"))
     keys.add("enter")(lambda event: event.current_buffer.validate_and_handle())
-    history = FileHistory(str(base_dir() / "chat_history"))
-    session = PromptSession(history=history, key_bindings=keys, multiline=True, prompt_continuation="  ")
+    session = PromptSession(
+        history=FileHistory(str(base_dir() / "chat_history")),
+        completer=WordCompleter(COMMANDS, sentence=True),
+        complete_while_typing=False,
+        key_bindings=keys,
+        multiline=True,
+        prompt_continuation="  ",
+    )
     while True:
         try:
             yield session.prompt("> ")
@@ -161,15 +236,6 @@ def interruptible() -> Iterator[Callable[[], bool]]:
         yield lambda: bool(interrupts)
     finally:
         signal.signal(signal.SIGINT, before)
-
-
-def printable(text: str) -> str:
-    """Without control characters: a model must not move the cursor or change the terminal's title."""
-    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
-
-
-def dim(text: str) -> str:
-    return f"\x1b[2m{text}\x1b[0m" if sys.stdout.isatty() else text
 
 
 if __name__ == "__main__":

@@ -1,0 +1,100 @@
+"""An answer in the terminal while it is written: Markdown that is finished stays, only its last piece is redrawn.
+
+In: pieces of an answer, as the engine gives them. Out: what a terminal shows, or plain text where there is none.
+"""
+
+import re
+import sys
+import time
+
+from rich.console import Console
+from rich.live import Live
+from rich.markdown import Markdown
+
+from nanochat.markdown import settle
+
+REDRAW_EVERY = 0.06  # seconds
+BETWEEN = {("text", "python"): " `", ("text", "python_output"): " `", ("python", "python_output"): " = "}
+BETWEEN |= {("python", "text"): "` ", ("python_output", "text"): "` "}
+FENCE = re.compile(r"^ {0,3}```", re.MULTILINE)
+
+
+def printable(text: str) -> str:
+    """Without control characters: a model must not move the cursor or change the terminal's title."""
+    return "".join(c for c in text if c in "\n\t" or not (ord(c) < 32 or 127 <= ord(c) < 160))
+
+
+def dim(text: str) -> str:
+    return f"\x1b[2m{text}\x1b[0m" if sys.stdout.isatty() else text
+
+
+class PlainAnswer:
+    """For a pipe: the text and nothing else, as it comes."""
+
+    def add(self, text: str, kind: str) -> None:
+        if kind == "text":
+            print(printable(text), end="", flush=True)
+
+    def close(self) -> None:
+        print()
+
+
+class MarkdownAnswer:
+    """For a terminal. A tool call is shown as code, `2 * 3 = 6`, where it was made."""
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(highlight=False)
+        self.pending, self.kind, self.shown = "", "text", 0.0  # what is not finished yet
+        self.live = Live(console=self.console, auto_refresh=False, transient=True)
+        self.live.start()
+
+    def add(self, text: str, kind: str) -> None:
+        """kind is "text", "python" or "python_output"."""
+        if kind != self.kind:
+            self.pending += {"python": " `", "python_output": " = " if self.kind == "python" else " `", "text": "` "}[
+                kind
+            ]
+            self.kind = kind
+        text = printable(text)
+        self.pending += text if kind == "text" else text.replace("`", "'").replace("\n", "; ")
+        self._print_finished()
+        if time.monotonic() - self.shown > REDRAW_EVERY:
+            self.shown = time.monotonic()
+            self.live.update(self._markdown(settle(self._tail())), refresh=True)
+
+    def close(self) -> None:
+        self.live.update("", refresh=True)
+        self.live.stop()
+        text = self.pending + "`" * (self.kind != "text")
+        if text.strip():
+            self.console.print(self._markdown(text.strip("\n")))
+
+    def _print_finished(self) -> None:
+        """A blank line outside of code ends a piece: nothing that comes later changes how it looks."""
+        place = self.pending.rfind("\n\n")
+        while place >= 0 and len(FENCE.findall(self.pending[:place])) % 2:
+            place = self.pending.rfind("\n\n", 0, place)
+        if place >= 0:
+            done, self.pending = self.pending[:place], self.pending[place + 2 :]
+            if done.strip():
+                self.console.print(self._markdown(done.strip("\n")))
+                self.console.print()
+
+    def _tail(self) -> str:
+        """As much of what is pending as fits on the screen: of long code its end."""
+        lines, room = self.pending.split("\n"), max(4, self.console.height - 4)
+        if len(lines) <= room:
+            return self.pending
+        fence = lines[0] if FENCE.match(lines[0]) else ""
+        return "\n".join([fence, *lines[-room:]] if fence else lines[-room:])
+
+    @staticmethod
+    def _markdown(text: str) -> Markdown:
+        """Lines stay lines, as on the chat page. Links are written out: their names may lie."""
+        parts = re.split(r"(^ {0,3}```.*?(?:^ {0,3}```[^\n]*$|\Z))", text, flags=re.MULTILINE | re.DOTALL)
+        parts[::2] = [part.replace("\n", "  \n") for part in parts[::2]]
+        return Markdown("".join(parts), code_theme="ansi_dark", hyperlinks=False)
+
+
+def open_answer() -> PlainAnswer | MarkdownAnswer:
+    return MarkdownAnswer() if sys.stdout.isatty() else PlainAnswer()
