@@ -328,7 +328,7 @@ class Progress:
 
 
 class MetricsLog:
-    """Scalars by step in a JSONL file. Opened at step N it forgets what was logged after N, so that a resumed
+    """Values by step in a JSONL file. Opened at step N it forgets what was logged after N, so that a resumed
     run ends with the same file as one that was never interrupted."""
 
     def __init__(self, path: Path, step: int = 0, dist: Dist = Dist()):
@@ -337,10 +337,11 @@ class MetricsLog:
             kept = [row for row in self.read(path) if row["step"] <= step] if step > 0 else []
             write_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
-    def log(self, step: int, **scalars: float) -> None:
+    def log(self, step: int, **values) -> None:
+        """JSON values by name: numbers, and whatever else is worth watching."""
         if self.dist.is_main:
             with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **scalars}) + "\n")
+                file.write(json.dumps({"step": step, **values}) + "\n")
 
     @staticmethod
     def read(path: Path) -> list[dict]:

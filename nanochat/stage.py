@@ -29,6 +29,9 @@ from nanochat.loss_eval import evaluate_loss
 from nanochat.optim import build_optimizers
 from nanochat.tokenizer import Tokenizer
 from nanochat.trainer import State, Step, every, fit, next_token_loss
+from nanochat.watch import write_samples
+
+NOT_METRICS = {"step", "multiplier", "seconds", "loss", "tokens", "progress", "samples"}  # of what a log has
 
 
 @dataclass(frozen=True)
@@ -135,8 +138,15 @@ def train(
             if step.state.data.get("epoch", 0) > epoch:
                 epoch = step.state.data["epoch"]
                 progress.message(f"{title}: step {step.state.step:,} begins pass {epoch + 1} over the data")
-            values = {"loss": step.loss, **getattr(batches, "metrics", {})}
-            log.log(step.state.step, **values, multiplier=step.multiplier, seconds=round(step.state.seconds, 3))
+            log.log(
+                step.state.step,
+                loss=step.loss,
+                **getattr(batches, "metrics", {}),
+                multiplier=step.multiplier,
+                seconds=round(step.state.seconds, 3),
+                tokens=step.state.tokens,
+                progress=round(step.state.progress, 5),
+            )
             progress.update(
                 step.state.progress,
                 step=f"{step.state.step:,}",
@@ -147,8 +157,9 @@ def train(
         def evaluate_and_log(step: Step) -> None:
             model.eval()
             values = evaluate(model, step.last)
+            samples = write_samples(model, tokenizer, stage) if dist.is_main else []
             model.train()
-            log.log(step.state.step, **values)
+            log.log(step.state.step, **values, samples=samples)
             text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
             progress.message(f"{title}: step {step.state.step:,}, {text}")
 
@@ -278,7 +289,7 @@ def _write_section(cfg, stage, title, model, state: State, log_path, dist: Dist,
         metrics["mfu"] = speed * model.flops_per_token() / (peak * dist.world_size)
     if state.skipped:
         metrics["steps skipped (loss not finite)"] = state.skipped
-    names = sorted({name for row in rows for name in row} - {"step", "multiplier", "seconds", "loss"})
+    names = sorted({name for row in rows for name in row} - NOT_METRICS)
     for name in names:
         metrics[name] = [row[name] for row in rows if name in row][-1]
     curves = []
