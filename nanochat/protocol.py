@@ -268,6 +268,8 @@ class TokenizeRequest(BaseModel):
 
 
 class RenderRequest(BaseModel):
+    writing: bool = False
+    """The last of the texts will go on."""
     texts: Annotated[list[Annotated[Text, Field(max_length=200_000)]], Field(max_length=200)]
 
 

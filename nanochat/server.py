@@ -1,6 +1,6 @@
 """An OpenAI-compatible HTTP API over the Engine, and the chat page on top of it.
 
-In: HTTP requests. Out: answers, whole or as server-sent events; /health, /metrics; the page of ui/.
+In: HTTP requests. Out: answers, whole or as server-sent events; /health, /metrics; the pages of pages.py.
 protocol.py checks what a request asks; worker.py's thread runs the engine; nothing here blocks the event loop.
 """
 
@@ -12,11 +12,9 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 
 from fastapi import FastAPI, Request, Response
-from fastapi.responses import FileResponse, JSONResponse, StreamingResponse
-from fastapi.staticfiles import StaticFiles
+from fastapi.responses import JSONResponse, StreamingResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from starlette.concurrency import run_in_threadpool
@@ -24,14 +22,13 @@ from starlette.middleware.cors import CORSMiddleware
 
 from nanochat.engine import Completion, Delta, Engine, Sampling
 from nanochat.grammar import Grammars
-from nanochat.markdown import render_markdown
+from nanochat.pages import add_pages
 from nanochat.protocol import (
     ChatRequest,
     ChatShape,
     CompletionRequest,
     CompletionShape,
     Refusal,
-    RenderRequest,
     SamplingRequest,
     TokenizeRequest,
     error_body,
@@ -43,7 +40,6 @@ from nanochat.worker import EngineDown, EngineFault, Ticket, Workers
 
 log = logging.getLogger("nanochat.server")
 
-UI = Path(__file__).resolve().parent / "ui"
 PING_SECONDS = 10.0  # a comment in a silent stream, so that proxies keep it open
 
 
@@ -84,7 +80,7 @@ def create_app(engines: Engine | Sequence[Engine], tokenizer: Tokenizer, setting
     app.state.worker = worker
     add_error_handlers(app)
     metrics = Metrics(worker)
-    add_pages(app, settings)
+    add_pages(app)
     add_status(app, worker, metrics, settings)
     add_answers(app, worker, tokenizer, metrics, settings)
     app.add_middleware(
@@ -106,22 +102,7 @@ def create_app(engines: Engine | Sequence[Engine], tokenizer: Tokenizer, setting
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Page and status
-
-
-def add_pages(app: FastAPI, settings: Settings) -> None:
-    rendering = asyncio.Semaphore(2)  # rendering holds the interpreter that the engine needs too
-
-    @app.get("/", include_in_schema=False)
-    async def page():
-        return FileResponse(UI / "index.html", headers={"Cache-Control": "no-cache"})
-
-    @app.post("/ui/render", include_in_schema=False)
-    async def render(body: RenderRequest):
-        async with rendering:
-            return {"html": await run_in_threadpool(lambda: [render_markdown(text) for text in body.texts])}
-
-    app.mount("/ui", StaticFiles(directory=UI))
+# Status
 
 
 def add_status(app: FastAPI, worker: Workers, metrics: "Metrics", settings: Settings) -> None:

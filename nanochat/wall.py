@@ -20,7 +20,7 @@ from nanochat.worker import EngineDown, EngineFault, Overloaded
 log = logging.getLogger("nanochat.server")
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
-OPEN_PATHS = ("/", "/health")  # and /ui/*: without a key, the page can say that one is needed
+OPEN_PATHS = ("/", "/health", "/training")  # and /ui/*: without a key, the page can say that one is needed
 SECURITY_HEADERS = (
     (
         b"content-security-policy",

@@ -6,7 +6,10 @@ python -m scripts.chat_web -i base --port=8001 --host=0.0.0.0 --api_key=SECRET
 
 import logging
 import socket
+import threading
+import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated
 
 import torch
@@ -18,8 +21,10 @@ from nanochat.checkpoint_manager import Checkpoint
 from nanochat.common import compute_dtype, pick_device
 from nanochat.configurator import parse
 from nanochat.engine import Engine
+from nanochat.pages import create_waiting_app
 from nanochat.server import Settings, create_app
 from nanochat.wall import LOCAL_NAMES
+from nanochat.watch import list_runs
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,41 @@ class Config:
 
 
 def main(cfg: Config) -> None:
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
     with listen(cfg.host, cfg.port) as listener:  # before the model is loaded: a taken port is known at once
-        serve(cfg, listener)
+        try:
+            path = checkpoint_manager.find(cfg.source, cfg.model_tag, cfg.step)
+        except SystemExit as missing:
+            if not list_runs():
+                raise
+            path = wait_for_model(cfg, listener, str(missing))
+        if path:
+            serve(cfg, listener, path)
 
 
-def serve(cfg: Config, listener: socket.socket) -> None:
+def wait_for_model(cfg: Config, listener: socket.socket, missing: str) -> Path | None:
+    """Serve /training until there is a model to load. None if the user stops it."""
+    found: list[Path] = []
+    message = f"There is no {cfg.source} model to chat with yet. The chat begins by itself when there is one."
+    app = create_waiting_app(message, cfg.host, cfg.api_key)
+    server = uvicorn.Server(web_config(app))
+
+    def look() -> None:
+        while not (found or server.should_exit):
+            try:
+                found.append(checkpoint_manager.find(cfg.source, cfg.model_tag, cfg.step))
+            except SystemExit:
+                time.sleep(1)
+        server.should_exit = True
+
+    print(f"{missing}\n\n  Watch the training   {address(cfg)}/training\n  {message}\n\n  Ctrl-C stops.", flush=True)
+    threading.Thread(target=look, daemon=True).start()
+    run(server, listener)
+    return found[0] if found else None
+
+
+def serve(cfg: Config, listener: socket.socket, path: Path) -> None:
     device = pick_device(cfg.device)
-    path = checkpoint_manager.find(cfg.source, cfg.model_tag, cfg.step)
     print(f"Loading {path} ...", flush=True)
     try:
         engines = []
@@ -87,10 +120,16 @@ def serve(cfg: Config, listener: socket.socket) -> None:
     )
     app = create_app(engines, checkpoint.tokenizer, settings)
     app.state.worker.on_ready = lambda: print(greeting(cfg, settings, device.type), flush=True)
-    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", level=logging.WARNING)
-    config = uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=30)
+    run(uvicorn.Server(web_config(app)), listener)
+
+
+def web_config(app) -> uvicorn.Config:
+    return uvicorn.Config(app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=30)
+
+
+def run(server: uvicorn.Server, listener: socket.socket) -> None:
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        server.run(sockets=[listener.dup()])  # the server closes the one that it is given
     except KeyboardInterrupt:
         print("Stopped.")
 
@@ -129,16 +168,20 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
     return {"parameters": f"{parameters} parameters", "stage": checkpoint.stage, "step": f"{checkpoint.state.step:,}"}
 
 
-def greeting(cfg: Config, settings: Settings, device: str) -> str:
+def address(cfg: Config) -> str:
     shown = "localhost" if cfg.host in (*LOCAL_NAMES, "0.0.0.0", "::") else cfg.host
-    address = f"http://{shown}:{cfg.port}"
+    return f"http://{shown}:{cfg.port}"
+
+
+def greeting(cfg: Config, settings: Settings, device: str) -> str:
     about = settings.about
     lines = [
         "",
         f"  {settings.model_name}: {about['parameters']}, stage {about['stage']}, step {about['step']}, on {device}",
         "",
-        f"  Chat   {address}",
-        f"  API    {address}/v1   (for OpenAI clients: base_url; the model is {settings.model_name!r})",
+        f"  Chat       {address(cfg)}",
+        f"  Training   {address(cfg)}/training",
+        f"  API        {address(cfg)}/v1   (for OpenAI clients: base_url; the model is {settings.model_name!r})",
         "",
         "  Ctrl-C stops.",
     ]

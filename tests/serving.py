@@ -117,17 +117,22 @@ def free_port() -> int:
         return one.getsockname()[1]
 
 
+def serve(engine, tokenizer, settings: Settings = Settings()):
+    """A context: the address of a server with this engine, ready to answer."""
+    return serve_app(create_app(engine, tokenizer, settings))
+
+
 @contextmanager
-def serve(engine, tokenizer, settings: Settings = Settings()) -> Iterator[str]:
-    """The address of a server with this engine, ready to answer."""
-    app = create_app(engine, tokenizer, settings)
+def serve_app(app) -> Iterator[str]:
+    """The address of a server with this app, ready if it has an engine."""
     port = free_port()
     config = uvicorn.Config(app, host="127.0.0.1", port=port, log_level="warning", access_log=False)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
+    worker = getattr(app.state, "worker", None)
     deadline = time.monotonic() + 60
-    while not (server.started and app.state.worker.state != "loading"):
+    while not (server.started and (worker is None or worker.state != "loading")):
         assert thread.is_alive() and time.monotonic() < deadline, "the server did not start"
         time.sleep(0.02)
     try:

@@ -82,6 +82,22 @@ export async function fetchModel(key) {
 }
 
 // Markdown -> HTML that the server has made safe.
-export async function renderMarkdown(texts, key) {
-  return (await (await request("/ui/render", key, { texts })).json()).html;
+export async function renderMarkdown(texts, writing, key) {
+  return (await (await request("/ui/render", key, { texts, writing })).json()).html;
+}
+
+export async function fetchRuns(key) {
+  return (await (await request("/training/runs", key)).json()).runs;
+}
+
+// What a run's log has from byte `after` on; `file` tells whether it is still the same log.
+export async function fetchRun(name, after, file, key) {
+  return (await request(`/training/runs/${encodeURIComponent(name)}?after=${after}&file=${file}`, key)).json();
+}
+
+// {ready, message}: whether there is a model to chat with.
+export async function fetchHealth() {
+  const response = await fetch("/health");
+  const { message } = await response.json();
+  return { ready: response.ok, message };
 }

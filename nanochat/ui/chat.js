@@ -1,7 +1,9 @@
 // The chat page: what a person does, and what follows from it. store.js keeps the chats, view.js draws them, api.js asks the server.
 
 import { ApiError, fetchModel, renderMarkdown, streamChat } from "./api.js";
+import { defaults, listenToSettings, sampling, settings, showSettings } from "./settings.js";
 import * as store from "./store.js";
+import { closeAlternatives, readTokens, tokenView } from "./tokens.js";
 import * as view from "./view.js";
 
 const EXAMPLES = ["What is the Moon?", "What is 1234 * 56?", 'How many r are in "strawberry"?', "Who are you?"];
@@ -10,12 +12,13 @@ const $ = (id) => document.getElementById(id);
 
 let chats = store.loadChats();
 let chat = chats.find((one) => `#${one.id}` === location.hash) ?? store.newChat();
-let settings = store.loadSettings();
-let defaults = { temperature: 0.8, top_p: 1, top_k: 50, max_tokens: 512 };
+let modelName = "";
 let writing = null; // {chat, node, controller} of the answer in progress
 let toastTimer = 0;
 const rendered = new Map(); // text -> safe HTML, only in memory: HTML is never read back from storage
 const RENDERED_MAX = 500;
+const dissected = new Map(); // id of an answer that is shown as tokens -> its tokens, or null while they are asked for
+const ALTERNATIVES = 8;
 
 // --------------------------------------------------------------------------------------------------------------------
 // Drawing
@@ -25,6 +28,9 @@ const actions = {
   edit: startEditing,
   retry: (node) => removeAndAnswer(node),
   regenerate: (node) => !writing && answer(chat, node.parent),
+  goOn: (node) => !writing && answer(chat, node.parent, beginOf(node)),
+  tokens: toggleTokens,
+  isDissected: (node) => dissected.has(node.id),
   open: (other) => openChat(other),
   rename: startRenaming,
   remove: removeChat,
@@ -47,17 +53,20 @@ const itemOf = (node) => $("thread").querySelector(`[data-id="${node.id}"]`);
 function drawAnswer(node, blocks = view.blocksOf(node.parts)) {
   const item = itemOf(node);
   if (!item) return;
-  view.showBlocks(item.querySelector(".body"), blocks, (text) => rendered.get(text));
   item.querySelector(".answer-foot").replaceWith(view.answerFoot(chat, node, actions));
+  const tokens = dissected.get(node.id);
+  if (tokens) return item.querySelector(".body").replaceChildren(tokenView(tokens, (token, other) => goOnFrom(node, token, other)));
+  item.querySelector(".token-view")?.remove();
+  view.showBlocks(item.querySelector(".body"), blocks, (text) => rendered.get(text));
   const missing = blocks.filter((block) => block.kind === "text" && !rendered.has(block.text)).map((block) => block.text);
   if (missing.length && !node.writing) render(missing).then((done) => done && itemOf(node) && drawAnswer(node));
 }
 
 // Without HTML the plain text stays on the page, which is a fine answer too.
-async function render(texts) {
+async function render(texts, into = rendered, writing = false) {
   try {
-    const html = await renderMarkdown(texts, settings.api_key);
-    texts.forEach((text, index) => rendered.set(text, html[index]));
+    const html = await renderMarkdown(texts, writing, settings.api_key);
+    texts.forEach((text, index) => into.set(text, html[index]));
     for (const old of rendered.keys()) if (rendered.size > RENDERED_MAX) rendered.delete(old);
   } catch {
     return false;
@@ -114,42 +123,39 @@ function removeAndAnswer(node) {
   answer(chat, node.parent);
 }
 
-function requestBody(path) {
+function requestBody(path, begin) {
   const messages = path.filter((node) => node.parts.some((part) => part.text)).map((node) => {
     const plain = node.parts.every((part) => part.type === "text");
     return { role: node.role, content: plain ? store.textOf(node) : node.parts };
   });
   if (settings.system?.trim()) messages.unshift({ role: "system", content: settings.system.trim() });
-  const body = { messages };
-  for (const name of ["temperature", "top_p", "top_k", "max_tokens", "seed"]) {
-    const value = settings[name] ?? defaults[name];
-    if (value !== undefined && value !== null) body[name] = value;
-  }
+  const body = { messages, ...sampling(), logprobs: true }; // with logprobs come the ids, by which an answer can go on
+  if (begin) body.begin_with = begin;
   return body;
 }
 
-async function answer(target, parent) {
+// begin: token ids or text that the answer starts with.
+async function answer(target, parent, begin = null) {
   target.leaf = parent;
   const messages = store.pathOf(target);
   const node = store.addNode(target, parent, "assistant", []);
   const controller = new AbortController();
   node.writing = true;
+  node.model = modelName;
   writing = { chat: target, node, controller };
   if (!chats.includes(target)) chats.unshift(target);
   save(target);
   draw();
   toEnd();
   announce("nanochat is answering.");
-  const clock = { started: performance.now(), first: 0, tokens: 0 };
+  const clock = { started: performance.now(), first: 0, tokens: 0, given: Array.isArray(begin) ? begin.length : 0 };
   const loop = renderLoop(node);
   try {
-    for await (const event of streamChat(requestBody(messages), settings.api_key, controller.signal)) readEvent(node, event, clock);
+    for await (const event of streamChat(requestBody(messages, begin), settings.api_key, controller.signal)) readEvent(node, event, clock);
   } catch (error) {
     if (error.name === "AbortError") node.finish = "stopped";
     else node.error = describe(error);
   } finally {
-    const seconds = (performance.now() - clock.first) / 1000;
-    node.stats = { tokens: clock.tokens, rate: clock.tokens > 1 && seconds > 0 ? (clock.tokens - 1) / seconds : 0 };
     delete node.writing;
     writing = null;
     await loop.end();
@@ -163,22 +169,31 @@ async function answer(target, parent) {
     }
     announce(node.error ? "" : `nanochat: ${store.textOf(node)}`);
   }
+  return node;
 }
 
 function readEvent(node, event, clock) {
-  if (event.usage) clock.tokens = event.usage.completion_tokens;
   const choice = event.choices?.[0];
   if (!choice) return;
   if (choice.finish_reason) node.finish = choice.finish_reason;
-  const part = choice.delta.part ?? (choice.delta.content ? { type: "text", text: choice.delta.content } : null);
+  const { ids, part: tool, content } = choice.delta;
+  const part = tool ?? (content ? { type: "text", text: content } : null);
   if (!part) return;
-  if (!clock.first) clock.first = performance.now();
-  clock.tokens += 1;
+  if (ids) (node.ids ??= []).push(...ids);
+  clock.tokens += ids?.length ?? 1;
   const last = node.parts.at(-1);
   if (last?.type === part.type) last.text += part.text;
   else node.parts.push({ type: part.type, text: part.text });
-  const seconds = (performance.now() - clock.first) / 1000;
-  node.stats = { tokens: clock.tokens, rate: seconds > 0.5 ? (clock.tokens - 1) / seconds : 0 };
+  const written = clock.tokens - clock.given; // what was given to begin with has not been written now
+  if (written > 0 && !clock.first) (clock.first = performance.now()), (clock.before = clock.tokens);
+  node.stats = { tokens: clock.tokens, rate: rateOf(clock) };
+}
+
+// Tokens a second from the first one on; of an answer that came in one piece, from the question on.
+function rateOf({ started, first, before, tokens, given }) {
+  const seconds = (performance.now() - first) / 1000;
+  if (!first) return 0;
+  return seconds > 0.01 ? (tokens - before) / seconds : (1000 * (tokens - given)) / (performance.now() - started);
 }
 
 // While an answer is written: its newest HTML, one request at a time, never more often than RENDER_EVERY.
@@ -186,21 +201,33 @@ function renderLoop(node) {
   let ended = false;
   const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
   const run = (async () => {
+    let shown = new Map();
     while (!ended) {
       await pause(RENDER_EVERY);
       if (!itemOf(node)) continue;
       const blocks = view.blocksOf(node.parts);
+      const fresh = new Map();
       const texts = blocks.filter((block) => block.kind === "text" && !rendered.has(block.text)).map((block) => block.text);
-      if (texts.length && !(await render(texts))) await pause(1000);
+      const last = blocks.at(-1)?.kind === "text" && texts.length ? texts.pop() : null;
+      if (texts.length) await render(texts);
+      if (last && !shown.has(last) && !(await render([last], fresh, true))) await pause(1000);
+      else if (last && shown.has(last)) fresh.set(last, shown.get(last));
       if (ended || !itemOf(node)) continue;
+      shown = fresh;
       const follow = nearEnd();
-      drawAnswer(node, blocks);
-      const rate = itemOf(node).querySelector(".rate");
-      if (rate && node.stats) rate.textContent = view.rateText(node.stats);
+      view.showBlocks(itemOf(node).querySelector(".body"), blocks, (text) => rendered.get(text) ?? fresh.get(text));
+      showRate(node);
       if (follow) toEnd();
     }
   })();
   return { end: () => ((ended = true), run) };
+}
+
+function showRate(node) {
+  const foot = itemOf(node).querySelector(".answer-foot");
+  if (foot.querySelector(".thinking") && node.parts.length) foot.replaceWith(view.answerFoot(chat, node, actions));
+  const rate = itemOf(node).querySelector(".rate");
+  if (rate && node.stats) rate.textContent = view.rateText(node.stats);
 }
 
 function describe(error) {
@@ -219,6 +246,48 @@ function save(target) {
     toast("This browser's storage is full. Export your chats, then delete some.");
   }
 }
+
+// --------------------------------------------------------------------------------------------------------------------
+// The tokens of an answer
+
+// What an answer would begin with to be said again: its tokens, if the model that is here now wrote them, or its text.
+const beginOf = (node) => (node.ids?.length && node.model === modelName ? node.ids : store.textOf(node));
+
+// Ask for the answer once more, begun with itself: so its probabilities come, whenever and by whomever it was written.
+async function toggleTokens(node) {
+  if (writing) return;
+  if (dissected.delete(node.id)) return drawAnswer(node);
+  dissected.set(node.id, null);
+  drawAnswer(node);
+  try {
+    dissected.set(node.id, await tokensOf(node));
+  } catch (error) {
+    dissected.delete(node.id);
+    toast(describe(error));
+  }
+  if (!itemOf(node)) return;
+  drawAnswer(node);
+  announce("The tokens of the answer are shown.");
+  itemOf(node).querySelector(".token")?.focus({ preventScroll: true });
+}
+
+async function tokensOf(node) {
+  const path = store.pathOf({ ...chat, leaf: node.parent });
+  let begin = beginOf(node);
+  if (node.finish === "length" && Array.isArray(begin)) begin = begin.slice(0, -1); // the context may have no room for one more
+  const body = { ...requestBody(path, begin), max_tokens: 1, temperature: 0, top_logprobs: ALTERNATIVES };
+  const length = Array.isArray(begin) ? begin.length : Infinity;
+  return readTokens(streamChat(body, settings.api_key), length);
+}
+
+async function goOnFrom(node, token, other) {
+  if (writing) return;
+  const ids = beginOf(node) === node.ids ? node.ids : idsOf(dissected.get(node.id));
+  const begun = await answer(chat, node.parent, [...ids.slice(0, token.at), other.id]);
+  if (!begun.error && chat.nodes.includes(begun)) toggleTokens(begun);
+}
+
+const idsOf = (tokens) => tokens.filter((token) => !token.tool).map((token) => token.id);
 
 // --------------------------------------------------------------------------------------------------------------------
 // Editing, and the list of chats
@@ -314,31 +383,13 @@ function closeSidebar() {
 }
 
 // --------------------------------------------------------------------------------------------------------------------
-// Settings
-
-const NUMBERS = ["temperature", "top_p", "top_k", "max_tokens", "seed"];
-
-function showSettings() {
-  for (const name of NUMBERS) $(name).value = settings[name] ?? defaults[name] ?? "";
-  for (const name of ["system", "api_key"]) $(name).value = settings[name] ?? "";
-  for (const name of ["temperature", "top_p"]) $(`${name}-value`).textContent = Number($(name).value).toFixed(2);
-}
-
-function readSettings() {
-  for (const name of NUMBERS) {
-    const input = $(name);
-    if (input.value === "" || !input.validity.valid) delete settings[name];
-    else settings[name] = Number(input.value);
-  }
-  for (const name of ["system", "api_key"]) settings[name] = $(name).value;
-  for (const name of ["temperature", "top_p"]) $(`${name}-value`).textContent = Number($(name).value).toFixed(2);
-  store.saveSettings(settings);
-}
+// The server
 
 async function greet() {
   try {
     const model = await fetchModel(settings.api_key);
-    defaults = { ...defaults, ...model.defaults };
+    Object.assign(defaults, model.defaults);
+    modelName = [model.id, model.about?.stage, model.about?.step].join(" ");
     $("model").textContent = [model.id, model.about?.parameters].filter(Boolean).join(" · ");
     $("model").title = Object.entries(model.about ?? {}).map(([name, value]) => `${name}: ${value}`).join("\n");
     $("max_tokens").max = model.context;
@@ -409,15 +460,7 @@ function listen() {
   $("open-sidebar").addEventListener("click", openSidebar);
   $("close-sidebar").addEventListener("click", closeSidebar);
   $("scrim").addEventListener("click", closeSidebar);
-  $("open-settings").addEventListener("click", () => (showSettings(), $("settings").showModal()));
-  $("settings-form").addEventListener("input", readSettings);
-  $("settings").addEventListener("click", (event) => event.target === $("settings") && $("settings").close());
-  $("settings").addEventListener("close", greet);
-  $("reset-settings").addEventListener("click", () => {
-    settings = { api_key: settings.api_key };
-    store.saveSettings(settings);
-    showSettings();
-  });
+  listenToSettings(greet);
   addEventListener("storage", () => {
     if (writing) return;
     chats = store.loadChats();

@@ -79,6 +79,8 @@ export function checkChat(value) {
     const kept = { id: node.id, parent: node.parent, role: node.role, parts, created: Number(node.created) || 0 };
     if (node.stats) kept.stats = { tokens: Number(node.stats.tokens) || 0, rate: Number(node.stats.rate) || 0 };
     if (["stop", "length", "stopped"].includes(node.finish)) kept.finish = node.finish;
+    if (Array.isArray(node.ids) && node.ids.every(Number.isInteger)) kept.ids = node.ids;
+    if (typeof node.model === "string") kept.model = node.model.slice(0, 200);
     return kept;
   });
   return {

@@ -135,11 +135,15 @@ export function answerFoot(chat, node, actions) {
     foot.append(element("div", { class: "problem", role: "alert" }, element("p", {}, node.error),
       element("button", { type: "button", class: "text", onclick: () => actions.retry(node) }, "Try again")));
   }
-  if (node.finish === "length") foot.append(element("p", { class: "note" }, "The answer was cut off at its limit of tokens."));
+  if (node.finish === "length") {
+    foot.append(element("p", { class: "note" }, "The answer was cut off at its limit of tokens. ",
+      element("button", { type: "button", class: "text", onclick: () => actions.goOn(node) }, "Go on")));
+  }
   if (node.finish === "stopped") foot.append(element("p", { class: "note" }, "You stopped this answer."));
   const tools = element("div", { class: "tools" }, pager(chat, node, actions));
   if (node.parts.length) tools.append(copyButton("Copy this answer"));
   if (!node.error) tools.append(iconButton("again", "Answer again", () => actions.regenerate(node)));
+  if (node.parts.length) tools.append(iconButton("tokens", "Tokens and their probabilities", () => actions.tokens(node), { "aria-pressed": String(actions.isDissected(node)) }));
   if (node.stats?.tokens) tools.append(element("span", { class: "rate" }, rateText(node.stats)));
   foot.append(tools);
   return foot;
