@@ -338,7 +338,7 @@ class MetricsLog:
             write_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def log(self, step: int, **values) -> None:
-        """JSON values by name: numbers, and whatever else is worth watching."""
+        """Numbers by name; also lists, of samples that are worth watching."""
         if self.dist.is_main:
             with open(self.path, "a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **values}) + "\n")
@@ -346,14 +346,16 @@ class MetricsLog:
     @staticmethod
     def read(path: Path) -> list[dict]:
         """Every row; [] if there is no file. A last line cut short by a crash is left out. ValueError naming file and
-        line if another one is no object of numbers with a whole "step"."""
+        line if another one is no object of numbers and lists (samples) with a whole "step"."""
         lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
         rows = []
         for number, line in enumerate(lines[:-1], start=1):  # what comes after the last newline is cut short
             try:
                 row = json.loads(line)
-                if type(row["step"]) is not int or not all(isinstance(value, int | float) for value in row.values()):
-                    raise ValueError("it should be numbers by name, with a whole step")
+                if type(row["step"]) is not int or not all(
+                    isinstance(value, int | float | list) for value in row.values()
+                ):
+                    raise ValueError("it should be numbers or samples by name, with a whole step")
             except (ValueError, TypeError, KeyError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}, is damaged ({error}). Mend it or move it away.") from error
             rows.append(row)

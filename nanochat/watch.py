@@ -54,12 +54,13 @@ def write_samples(model, tokenizer, stage: str, max_tokens: int = 24, temperatur
 
 def list_runs() -> list[dict]:
     """Every log, the one that was written last first: {"name", "stage", "tag", "quiet_for": seconds since then}."""
+    times = {path: path.stat().st_mtime for path in (base_dir() / "logs").glob("*.jsonl")}
     runs = []
-    for path in (base_dir() / "logs").glob("*.jsonl"):
+    for path in sorted(times, key=times.get, reverse=True):
         stage, _, tag = path.stem.partition("-")
-        quiet = max(0.0, time.time() - path.stat().st_mtime)
-        runs.append({"name": path.stem, "stage": stage, "tag": tag, "quiet_for": round(quiet, 1)})
-    return sorted(runs, key=lambda run: run["quiet_for"])
+        quiet = round(max(0.0, time.time() - times[path]), 1)
+        runs.append({"name": path.stem, "stage": stage, "tag": tag, "quiet_for": quiet})
+    return runs
 
 
 def read_run(name: str, after: int = 0, file: int = 0) -> dict | None:

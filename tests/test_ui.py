@@ -685,7 +685,8 @@ def some_run(folder: Path, name: str, steps: int) -> MetricsLog:
 @both_schemes
 @both_sizes
 def test_a_run_is_watched_while_it_goes_on(open_page, server, base_dir, scheme, size, watch):
-    log = some_run(base_dir, "base-d4", 80)
+    some_run(base_dir, "sft-d4", 30)
+    log = some_run(base_dir, "base-d4", 80)  # written last, so shown first
     page = open_page(server + "/training", color_scheme=scheme, **size, bypass_csp=True)
     expect(page.get_by_role("heading", level=1)).to_have_text("Pretraining · d4")
     expect(page.locator("#state")).to_have_text("Live")
@@ -703,7 +704,6 @@ def test_a_run_is_watched_while_it_goes_on(open_page, server, base_dir, scheme, 
     chart.focus()
     page.keyboard.press("Home")
     expect(page.locator(".legend").first).to_contain_text("step 1")
-    some_run(base_dir, "sft-d4", 30)
     page.get_by_role("combobox").select_option("sft-d4")
     expect(page.get_by_role("heading", level=1)).to_have_text("Finetuning · d4")
     expect(page.locator(".tiles")).to_contain_text("Step30")
