@@ -579,28 +579,29 @@ def test_the_keyboard_is_enough(open_page):
 # Tokens, with a real model
 
 
-class Talker(GPT):
-    """Never stops and calls no tool: it has no special tokens."""
-
-    def forward(self, idx, **options):
-        logits = super().forward(idx, **options)
-        logits[..., self.config.vocab_size - 9 :] -= 1e4
-        return logits
-
-
 @pytest.fixture(scope="module")
 def real(tiny_tokenizer):
-    assert min(tiny_tokenizer.special.values()) == tiny_tokenizer.vocab_size - 9
     config = GPTConfig(tiny_tokenizer.vocab_size, sequence_len=512, n_layer=2, n_head=4, n_kv_head=2, n_embd=32)
-    engine = Engine(Talker(config).init_weights(torch.Generator().manual_seed(0)).eval(), tiny_tokenizer, max_batch=2)
+    engine = Engine(GPT(config).init_weights(torch.Generator().manual_seed(0)).eval(), tiny_tokenizer, max_batch=2)
     with serve(engine, tiny_tokenizer, Settings(defaults={"temperature": 1.0, "max_tokens": 30})) as url:
         yield url
+
+
+def long_answer(page):
+    """An answer of 30 tokens, in a new chat: a random model may also stop at once."""
+    for _ in range(8):
+        answer = ask(page, "What is the Moon?")
+        if answer.locator(".rate").inner_text().startswith("30 tokens"):
+            return answer
+        page.goto(page.url.split("#")[0])
+        expect(page.locator("#prompt")).to_be_focused()
+    raise AssertionError("no answer has its 30 tokens")
 
 
 @both_sizes
 def test_another_token_can_be_chosen(open_page, real, size, watch):
     page = open_page(real, **size)
-    answer = ask(page, "What is the Moon?")
+    answer = long_answer(page)
     text = answer.locator(".body").inner_text()
     page.reload()  # the probabilities are asked for when they are wanted, also of an old answer
     answer.get_by_role("button", name="Tokens and their probabilities").click()
@@ -634,7 +635,7 @@ def test_another_token_can_be_chosen(open_page, real, size, watch):
 @both_schemes
 def test_tokens_by_keyboard_and_under_the_rules_of_axe(open_page, real, scheme, watch):
     page = open_page(real, color_scheme=scheme, bypass_csp=True)
-    ask(page, "What is the Moon?")
+    long_answer(page)
     page.get_by_role("button", name="Tokens and their probabilities").focus()
     page.keyboard.press("Enter")
     expect(page.locator(".token").first).to_be_focused()
@@ -657,7 +658,7 @@ def test_tokens_by_keyboard_and_under_the_rules_of_axe(open_page, real, scheme, 
 
 def test_an_answer_that_was_cut_goes_on(open_page, real, watch):
     page = open_page(real)
-    answer = ask(page, "What is the Moon?")
+    answer = long_answer(page)
     expect(answer.locator(".note")).to_contain_text("cut off at its limit")
     text = answer.locator(".body").inner_text()
     answer.get_by_role("button", name="Go on").click()

@@ -17,7 +17,7 @@ let writing = null; // {chat, node, controller} of the answer in progress
 let toastTimer = 0;
 const rendered = new Map(); // text -> safe HTML, only in memory: HTML is never read back from storage
 const RENDERED_MAX = 500;
-const dissected = new Map(); // id of an answer that is shown as tokens -> its tokens, or null while they are asked for
+const dissected = new Map(); // id of an answer that is shown as tokens -> {tokens, ids}, or null while they are asked for
 const ALTERNATIVES = 8;
 
 // --------------------------------------------------------------------------------------------------------------------
@@ -54,8 +54,8 @@ function drawAnswer(node, blocks = view.blocksOf(node.parts)) {
   const item = itemOf(node);
   if (!item) return;
   item.querySelector(".answer-foot").replaceWith(view.answerFoot(chat, node, actions));
-  const tokens = dissected.get(node.id);
-  if (tokens) return item.querySelector(".body").replaceChildren(tokenView(tokens, (token, other) => goOnFrom(node, token, other)));
+  const found = dissected.get(node.id);
+  if (found) return item.querySelector(".body").replaceChildren(tokenView(found.tokens, (token, other) => goOnFrom(node, token, other)));
   item.querySelector(".token-view")?.remove();
   view.showBlocks(item.querySelector(".body"), blocks, (text) => rendered.get(text));
   const missing = blocks.filter((block) => block.kind === "text" && !rendered.has(block.text)).map((block) => block.text);
@@ -260,7 +260,10 @@ async function toggleTokens(node) {
   dissected.set(node.id, null);
   drawAnswer(node);
   try {
-    dissected.set(node.id, await tokensOf(node));
+    dissected.set(node.id, await tokensOf(node, beginOf(node)).catch((error) => {
+      if (error.status !== 400) throw error;
+      return tokensOf(node, store.textOf(node)); // tokens of another vocabulary, or one that only ends an answer
+    }));
   } catch (error) {
     dissected.delete(node.id);
     toast(describe(error));
@@ -271,23 +274,19 @@ async function toggleTokens(node) {
   itemOf(node).querySelector(".token")?.focus({ preventScroll: true });
 }
 
-async function tokensOf(node) {
+async function tokensOf(node, begin) {
   const path = store.pathOf({ ...chat, leaf: node.parent });
-  let begin = beginOf(node);
   if (node.finish === "length" && Array.isArray(begin)) begin = begin.slice(0, -1); // the context may have no room for one more
   const body = { ...requestBody(path, begin), max_tokens: 1, temperature: 0, top_logprobs: ALTERNATIVES };
-  const length = Array.isArray(begin) ? begin.length : Infinity;
-  return readTokens(streamChat(body, settings.api_key), length);
+  return readTokens(streamChat(body, settings.api_key), begin);
 }
 
 async function goOnFrom(node, token, other) {
   if (writing) return;
-  const ids = beginOf(node) === node.ids ? node.ids : idsOf(dissected.get(node.id));
+  const { ids } = dissected.get(node.id);
   const begun = await answer(chat, node.parent, [...ids.slice(0, token.at), other.id]);
   if (!begun.error && chat.nodes.includes(begun)) toggleTokens(begun);
 }
-
-const idsOf = (tokens) => tokens.filter((token) => !token.tool).map((token) => token.id);
 
 // --------------------------------------------------------------------------------------------------------------------
 // Editing, and the list of chats

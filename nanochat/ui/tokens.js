@@ -4,25 +4,27 @@ import { element, icon } from "./view.js";
 
 const SHADES = [0.9, 0.6, 0.3, 0.1, 0.02]; // the probabilities between one shade and the next
 
-// Streamed events of a begun answer -> [{at, id, text, logprob, top: [{id, text, logprob}]} | {tool, text}].
-// `at` is the place among all ids of the answer, special tokens and tools included, which have no probability to show.
-export async function readTokens(events, length) {
+// Streamed events of an answer that began with `begin`, ids or text -> what it began with:
+// {ids, tokens: [{at, id, text, logprob, top: [{id, text, logprob}]} | {tool, text}]}.
+// `at` is the place among `ids`, where also special tokens and tools stand, which have no probability to show.
+export async function readTokens(events, begin) {
+  const ids = [];
   const tokens = [];
-  let at = 0;
+  let written = 0;
   for await (const { choices } of events) {
     const delta = choices?.[0]?.delta;
-    if (!delta) continue;
+    if (!delta?.ids || (typeof begin === "string" ? written : ids.length) >= begin.length) continue;
     const entries = choices[0].logprobs?.content ?? [];
     let next = 0;
-    for (const id of delta.ids ?? []) {
-      const entry = entries[next];
-      if (entry?.id === id && at < length) tokens.push({ at, id, text: textOf(entry), logprob: entry.logprob, top: (entry.top_logprobs ?? []).map(alternative) });
-      if (entry?.id === id) next += 1;
-      at += 1;
+    for (const id of delta.ids) {
+      const entry = entries[next]?.id === id ? entries[next++] : null;
+      if (entry) tokens.push({ at: ids.length, id, text: textOf(entry), logprob: entry.logprob, top: (entry.top_logprobs ?? []).map(alternative) });
+      ids.push(id);
     }
-    if (delta.part && at <= length) addTool(tokens, delta.part);
+    if (delta.part) addTool(tokens, delta.part);
+    written += delta.content?.length ?? 0;
   }
-  return tokens;
+  return { ids, tokens };
 }
 
 function addTool(tokens, part) {
