@@ -614,17 +614,18 @@ def test_another_token_can_be_chosen(open_page, real, size, watch):
     tokens.nth(5).click()
     popover = page.get_by_role("dialog")
     others = popover.get_by_role("listitem")
-    assert 8 <= others.count() <= 9 and popover.locator("[aria-current]").count() == 1
+    assert 2 <= others.count() <= 9  # the likeliest eight, less special tokens, and the one that was said
+    assert popover.locator("[aria-current]").count() == 1
     expect(popover.locator("[aria-current]")).to_be_focused()
     chances = [float(text.strip("<%")) for text in popover.locator(".percent").all_text_contents()]
-    assert chances[:8] == sorted(chances[:8], reverse=True)
+    assert chances == sorted(chances, reverse=True)
     assert fits(page)
     other = popover.locator(".alternative:not([aria-current])").first
-    name = other.locator("code").text_content().replace("␣", " ").replace("↵", "\n")
+    name = other.locator("code").text_content().replace("␣", " ").replace("↵", "\n").replace("⇥", "\t")
     before = tokens.all_text_contents()[:5]
     other.click()
     expect(answer.locator(".pager-count")).to_have_text("2/2")
-    expect(answer.locator(".token").nth(6)).to_be_visible()  # the new answer shows its tokens too
+    expect(answer.locator(".token").nth(5)).to_be_visible()  # the new answer shows its tokens too
     after = answer.locator(".token").all_text_contents()
     assert after[:5] == before and after[5].replace("↵", "") == name
     answer.get_by_role("button", name="Previous version").click()
