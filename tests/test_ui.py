@@ -366,8 +366,11 @@ def test_settings_reach_the_model_and_stay(open_page, engine, size, watch):
     assert page.evaluate(background) == bright
     expect(page.get_by_label("Seed")).to_have_value("")
     expect(page.get_by_label("Temperature")).to_have_value("0.8")
-    page.keyboard.press("Escape")
+    page.get_by_label("Max tokens").fill("20001")  # more than the context: not taken, but nobody is locked in
+    page.get_by_role("button", name="Done").click()
     expect(page.get_by_role("dialog")).to_be_hidden()
+    ask(page, "hello")
+    assert engine.asked.sampling.max_tokens == 1024
     assert not watch
 
 

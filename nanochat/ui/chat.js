@@ -388,6 +388,7 @@ async function greet() {
   try {
     const model = await fetchModel(settings.api_key);
     Object.assign(defaults, model.defaults);
+    defaults.max_tokens = Math.min(defaults.max_tokens, model.context);
     modelName = [model.id, model.about?.stage, model.about?.step].join(" ");
     $("model").textContent = [model.id, model.about?.parameters].filter(Boolean).join(" · ");
     $("model").title = Object.entries(model.about ?? {}).map(([name, value]) => `${name}: ${value}`).join("\n");
