@@ -13,4 +13,5 @@ make_venv .test-venv wiki,test
 
 .test-venv/bin/ruff check --quiet .
 .test-venv/bin/ruff format --check --quiet . || fail "ruff format would change files. Run: .test-venv/bin/ruff format"
-exec .test-venv/bin/python -m pytest -q -rs --durations=15 "$@"
+# A process for each core; a file's tests stay together, since they share servers and browsers.
+exec .test-venv/bin/python -m pytest -q -rs --durations=15 -n auto --dist loadfile "$@"
