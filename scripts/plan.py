@@ -28,7 +28,7 @@ class Config:
 
 def plan(cfg: Config, device: str) -> dict[str, str]:
     """Every size that quickstart.sh needs, as text."""
-    overhead = min(2.8, cfg.minutes / 3)  # starting, tokenizer and evaluation, minutes on two slow cores
+    overhead = min(1.8, cfg.minutes / 4)  # starting, tokenizer and evaluation, minutes on two slow cores
     training = cfg.minutes - overhead
     # In so little time small models are better: dev/LOG.md.
     depth = cfg.depth or ({"cpu": 2, "mps": 4, "cuda": 6}[device] + (cfg.minutes >= 30))

@@ -14,30 +14,30 @@ from tasks.wiki import Topic, WhatIs
 EXCHANGES = 4  # at most, in one conversation of the quickstart
 
 
-def mid_mixture(size: int = 20_000, seed: int = 1) -> TaskMixture:
+def mid_mixture(size: int = 60_000, seed: int = 1) -> TaskMixture:
     """Midtraining of the quickstart: the forms of a chat, and most practice where most has to be learned."""
     shares = [
         (Arithmetic("train"), 0.10),
-        (MentalArithmetic("train"), 0.05),
+        (MentalArithmetic("train"), 0.03),
         (Spelling("train"), 0.33),
         (LetterCount("train"), 0.14),
         (Topic("train"), 0.11),
         (WhatIs("train"), 0.13),
-        (Identity("train"), 0.14),
+        (Identity("train"), 0.16),
     ]
     return TaskMixture([(task, round(share * size)) for task, share in shares], seed, EXCHANGES)
 
 
-def sft_mixture(size: int = 8_000, seed: int = 2) -> TaskMixture:
+def sft_mixture(size: int = 24_000, seed: int = 2) -> TaskMixture:
     """Finetuning of the quickstart: the same tasks in other items, more evenly."""
     shares = [
         (Arithmetic("train"), 0.08),
-        (MentalArithmetic("train"), 0.05),
+        (MentalArithmetic("train"), 0.03),
         (Spelling("train"), 0.29),
         (LetterCount("train"), 0.12),
         (Topic("train"), 0.12),
         (WhatIs("train"), 0.16),
-        (Identity("train"), 0.18),
+        (Identity("train"), 0.20),
     ]
     return TaskMixture([(task, round(share * size)) for task, share in shares], seed, EXCHANGES)
 
