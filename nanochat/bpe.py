@@ -229,7 +229,7 @@ def encode_kernel(data, letters, bounds, classes, ranks, cache, ids, id_bounds, 
 class Encoder:
     """Merges, made ready to turn bytes into ids. Any thread may use it; each call borrows a cache of its own."""
 
-    def __init__(self, merges: np.ndarray, room: int = 1 << 18):
+    def __init__(self, merges: np.ndarray, room: int = 1 << 19):
         """merges: (n, 2) int32, as `train` returns it. room: chunks that each cache holds."""
         size = 2 << max(len(merges), 8).bit_length()
         self.ranks = Ranks(np.full(size, -1, np.int64), np.zeros(size, np.int32))
