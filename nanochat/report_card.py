@@ -82,8 +82,12 @@ def _summary(sections: list[Section]) -> Table | Text:
     evaluations = [s for s in sections if s.name.startswith("chat_eval") and s.stage]
     for name in dict.fromkeys(score["name"] for s in evaluations for score in s.scores):
         found = {s.stage: score for s in evaluations for score in s.scores if score["name"] == name}
-        total, chance = next(iter(found.values()))["total"], next(iter(found.values()))["chance"]
-        small = ", ".join([f"{total:,.0f} items"] * bool(total) + [f"chance {chance or 0:.0%}"] * bool(chance))
+        totals, chance = (
+            sorted({s["total"] for s in found.values() if s["total"]}),
+            next(iter(found.values()))["chance"],
+        )
+        items = " or ".join(f"{total:,.0f}" for total in totals)  # a stage in the middle may be asked fewer
+        small = ", ".join([f"{items} items"] * bool(items) + [f"chance {chance or 0:.0%}"] * bool(chance))
         rows[name] = [f"{name}\n{small}", *(_score_cell(found.get(stage)) for stage in STAGES)]
     if not rows:
         return Text("Nothing has been evaluated yet: run scripts.base_loss, scripts.base_eval or scripts.chat_eval.")

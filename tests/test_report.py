@@ -171,6 +171,12 @@ def test_summary_table():
         assert text in words or text.replace("2.00", "2") in words, text
 
 
+def test_a_stage_that_was_asked_fewer_items_says_so():
+    for stage, total in (("mid", 100), ("sft", 200)):
+        report.write_section(f"chat_eval_{stage}", {"scores": [Score("Topic", total // 2, total, 0.25).summary()]})
+    assert "| Topic (100 or 200 items, chance 25%) |" in pages()[0]
+
+
 def test_times_and_costs():
     write_example()
     markdown, _ = pages()
