@@ -57,10 +57,10 @@ def rates(optimizer) -> str:
 
 
 def show_dial(
-    model: GPT, optimizers: list, *, batch_tokens: int, num_steps: int | None, minutes: float | None, device_rows: int,
-    dist: Dist, horizon_rule: str,
+    model: GPT, optimizers: list, *, batch_tokens: int, num_iterations: int | None, minutes: float | None,
+    device_rows: int, dist: Dist, horizon_rule: str,
 ) -> None:  # fmt: skip
-    """Print the table. num_steps None: the clock ends the run after `minutes`."""
+    """Print the table. num_iterations None: the clock ends the run after `minutes`."""
     if not dist.is_main:
         return
     c, table = model.config, Table(title=f"--depth={model.config.n_layer}", title_justify="left", box=None)
@@ -68,8 +68,8 @@ def show_dial(
         table.add_column(name, overflow="fold")
     peak = matmul_flops(dist.device)
     speed = USUAL_SHARE * peak * dist.world_size / model.flops_per_token()
-    tokens = num_steps * batch_tokens if num_steps else round(60 * minutes * speed)
-    seconds = tokens / speed if num_steps else 60 * minutes
+    tokens = num_iterations * batch_tokens if num_iterations else round(60 * minutes * speed)
+    seconds = tokens / speed if num_iterations else 60 * minutes
     heads = f"{c.n_head} of {c.n_embd // c.n_head} channels"
     heads += f", keys and values: {c.n_kv_head}" if c.n_kv_head != c.n_head else ""
     micro = -(-batch_tokens // (device_rows * c.sequence_len * dist.world_size))
@@ -82,14 +82,16 @@ def show_dial(
         ("heads", heads, "of 64 channels, from 512 channels on of 128 where they divide"),
         ("context, vocabulary", f"{c.sequence_len:,} tokens of {c.vocab_size:,}", "--max_seq_len, the tokenizer"),
         *weights,
-        ("tokens in all", f"{'' if num_steps else 'about '}{tokens:,}", horizon_rule),
+        ("tokens in all", f"{'' if num_iterations else 'about '}{tokens:,}", horizon_rule),
         ("a step", f"{batch_tokens:,} tokens", "grows with the tokens to the power 0.383, a power of two; or as told"),
         ("", f"{dist.world_size} devices x {micro} x {device_rows} rows", "gradients are accumulated; same result"),
-        ("steps", f"{num_steps:,}" if num_steps else "as many as fit", "tokens / a step" if num_steps else "--minutes"),
+        ("steps", f"{num_iterations:,}" if num_iterations else "as many as fit",
+         "tokens / a step" if num_iterations else "--minutes"),
         ("FLOPs a token", f"{model.flops_per_token():.3g}", "6 a weight that multiplies, and attention"),
         ("FLOPs in all", f"{tokens * model.flops_per_token():.3g}", "forward and backward"),
         ("matrix products", f"{peak / 1e9:,.0f} GFLOP/s", "measured now, on one device"),
-        ("time", f"about {format_seconds(seconds)}", f"at {USUAL_SHARE:.0%} of that" if num_steps else "--minutes"),
+        ("time", f"about {format_seconds(seconds)}",
+         f"at {USUAL_SHARE:.0%} of that" if num_iterations else "--minutes"),
         ("memory", f"about {training_bytes(model, optimizers, device_rows, dist) / 2**30:.1f} GiB a device", "weights, "
          "gradients, moments, one micro-batch"),
     ]  # fmt: skip
@@ -102,7 +104,7 @@ def show_dial(
 
 def rehearse(
     model: GPT, optimizers: list, batches, evaluate: Callable[[GPT, bool], dict[str, float]], tokenizer: Tokenizer,
-    *, stage: str, settings, num_steps: int | None, dist: Dist,
+    *, stage: str, settings, num_iterations: int | None, dist: Dist,
 ) -> None:  # fmt: skip
     """One of everything that a run does, with its time: steps, evaluation, an answer, a checkpoint, which is deleted.
     An error shows up now and not after hours. The weights are spoiled by it."""
@@ -146,6 +148,8 @@ def rehearse(
     with tempfile.TemporaryDirectory() as folder:
         timed("checkpoint", lambda: save(folder))
     dist.print(f"rehearsal: peak memory {peak_memory(dist.device) / 2**30:.1f} GiB on the first device")
-    if num_steps:
-        dist.print(f"The run takes {format_seconds(seconds * num_steps)} for its {num_steps:,} steps at this speed.")
+    if num_iterations:
+        dist.print(
+            f"The run takes {format_seconds(seconds * num_iterations)} for its {num_iterations:,} steps at this speed."
+        )
     dist.print("Nothing was kept. Leave out --dry_run to train.")

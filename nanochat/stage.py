@@ -44,7 +44,7 @@ class RunConfig:
     """name of the model's folder; by default d and its depth"""
     resume: bool = False
     """go on from the newest valid checkpoint of this model, if there is one"""
-    num_steps: int | None = None
+    num_iterations: int | None = None
     """stop after this many optimizer steps"""
     minutes: float | None = None
     """stop after this much time, whatever the machine's speed; the schedule follows the clock"""
@@ -106,7 +106,7 @@ def train(
     optimizers: list,
     batches,
     schedule: Callable[[float], float],
-    num_steps: int | None,
+    num_iterations: int | None,
     evaluate: Callable[[GPT, bool], dict[str, float]],
     checkpoint: checkpoint_manager.Checkpoint | None = None,
     loss_fn=next_token_loss,
@@ -178,7 +178,7 @@ def train(
             loss_fn=loss_fn,
             hooks=[show, every(cfg.eval_every, evaluate_and_log), every(cfg.save_every, save)],
             dist=dist,
-            num_steps=num_steps,
+            num_iterations=num_iterations,
             minutes=cfg.minutes,
             should_stop=lambda: bool(received),
         )
@@ -200,7 +200,7 @@ class ChatConfig(RunConfig):
     total_batch_size: int | None = None
     """tokens of a whole optimizer step; by default that of the model to start from"""
     epochs: int = 1
-    """passes through the mixture; with --minutes or --num_steps as many as fit"""
+    """passes through the mixture; with --minutes or --num_iterations as many as fit"""
 
 
 def train_chat(
@@ -219,7 +219,7 @@ def train_chat(
     rows = whole_rows(cfg.total_batch_size or start.settings["total_batch_size"], T, dist)
     cfg = replace(cfg, max_seq_len=T, total_batch_size=rows * T)  # what the next stage starts from
     start.model.config = replace(start.model.config, sequence_len=T)
-    open_ended = cfg.minutes is not None or cfg.num_steps is not None
+    open_ended = cfg.minutes is not None or cfg.num_iterations is not None
     batches = Batches(
         ChatSource(start.tokenizer, train_on, T, cfg.seed),
         rows,
@@ -251,7 +251,7 @@ def train_chat(
         optimizers=optimizers,
         batches=batches,
         schedule=schedule,
-        num_steps=cfg.num_steps,
+        num_iterations=cfg.num_iterations,
         evaluate=evaluate,
         checkpoint=checkpoint,
     )

@@ -91,11 +91,11 @@ def fit(
     loss_fn: Callable[[torch.nn.Module, Batch], torch.Tensor] = next_token_loss,
     hooks: Iterable[Hook] = (),
     dist: Dist = Dist(),
-    num_steps: int | None = None,
+    num_iterations: int | None = None,
     minutes: float | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> State:
-    """Train until `batches` end, `num_steps` are done, or `minutes` have passed, hooks included, whichever is first.
+    """Train until `batches` end, `num_iterations` steps are done, or `minutes` have passed, hooks included.
 
     `batches` yields the micro-batches of one step, and has `.position` (JSON values, kept in the state) and
     `.progress` in [0, 1] or None. The progress that the schedule sees is the largest of steps, time and data.
@@ -105,12 +105,12 @@ def fit(
     bad = 0
     iterator = iter(batches)
     before = time.monotonic()
-    while not _finished(state, num_steps, minutes):
+    while not _finished(state, num_iterations, minutes):
         start = time.monotonic()
         micro_batches = next(iterator, None)
         if micro_batches is None:
             break
-        progress = _progress(state, num_steps, minutes, getattr(batches, "progress", None), dist)
+        progress = _progress(state, num_iterations, minutes, getattr(batches, "progress", None), dist)
         multiplier = schedule(progress)
         loss = train_step(model, optimizers, micro_batches, loss_fn, dist, multiplier, progress)
         tokens = dist.world_size * sum(batch.inputs.numel() for batch in micro_batches)
@@ -127,9 +127,9 @@ def fit(
         state.seconds += now - before  # also what the hooks took since the step before
         before = now
         state.data = dict(getattr(batches, "position", {}))
-        state.progress = _progress(state, num_steps, minutes, getattr(batches, "progress", None), dist)
+        state.progress = _progress(state, num_iterations, minutes, getattr(batches, "progress", None), dist)
         stop = bool(dist.all_reduce(torch.tensor(float(should_stop()), device=dist.device), "max"))
-        last = stop or _finished(state, num_steps, minutes) or state.progress >= 1
+        last = stop or _finished(state, num_iterations, minutes) or state.progress >= 1
         for hook in hooks:
             hook(Step(state, loss, multiplier, tokens / (now - start), last))
         if stop or state.progress >= 1:
@@ -137,9 +137,9 @@ def fit(
     return state
 
 
-def _progress(state: State, num_steps, minutes, of_data: float | None, dist: Dist) -> float:
+def _progress(state: State, num_iterations, minutes, of_data: float | None, dist: Dist) -> float:
     parts = [
-        state.step / num_steps if num_steps else 0.0,
+        state.step / num_iterations if num_iterations else 0.0,
         state.seconds / (60 * minutes) if minutes else 0.0,
         of_data or 0.0,
     ]
@@ -147,8 +147,8 @@ def _progress(state: State, num_steps, minutes, of_data: float | None, dist: Dis
     return min(1.0, float(dist.all_reduce(torch.tensor(max(parts), device=dist.device, dtype=torch.float32), "max")))
 
 
-def _finished(state: State, num_steps: int | None, minutes: float | None) -> bool:
-    return bool(num_steps and state.step >= num_steps) or (state.progress >= 1 and state.step > 0)
+def _finished(state: State, num_iterations: int | None, minutes: float | None) -> bool:
+    return bool(num_iterations and state.step >= num_iterations) or (state.progress >= 1 and state.step > 0)
 
 
 def every(steps: int | None, action: Hook) -> Hook:

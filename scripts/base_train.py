@@ -65,7 +65,7 @@ def main(cfg: Config) -> None:
         tokens, batch_tokens = horizon(model, cfg.target_param_data_ratio, cfg.target_flops)
         rows = whole_rows(cfg.total_batch_size or batch_tokens, cfg.max_seq_len, dist)
         cfg = replace(cfg, total_batch_size=rows * cfg.max_seq_len)  # what the next stage starts from
-        num_steps = cfg.num_steps or (None if cfg.minutes else max(1, round(tokens / cfg.total_batch_size)))
+        num_iterations = cfg.num_iterations or (None if cfg.minutes else max(1, round(tokens / cfg.total_batch_size)))
         source = DocumentSource.open(tokenizer, cfg.data, "train", cfg.max_seq_len, cfg.seed)
         position = checkpoint.state.data if checkpoint else None
         batches = Batches(source, rows, cfg.device_batch_size, dist, position=position)
@@ -78,7 +78,7 @@ def main(cfg: Config) -> None:
             return {"val_bpb": evaluate_bpb(model, val, token_bytes, dist, limit)}
 
         optimizers = build_optimizers(model, dist, cfg.lr_scale)
-        run = {"model": model, "optimizers": optimizers, "num_steps": num_steps, "dist": dist}
+        run = {"model": model, "optimizers": optimizers, "num_iterations": num_iterations, "dist": dist}
         show_dial(
             **run,
             batch_tokens=cfg.total_batch_size,
@@ -94,7 +94,7 @@ def main(cfg: Config) -> None:
 
 def horizon_rule(cfg: Config) -> str:
     """Which flag says how long to train, for the table. SystemExit if two do."""
-    given = [f"--{name}" for name in ("num_steps", "minutes", "target_flops") if getattr(cfg, name) is not None]
+    given = [f"--{name}" for name in ("num_iterations", "minutes", "target_flops") if getattr(cfg, name) is not None]
     if len(given) > 1:
         raise SystemExit(f"{' and '.join(given)} contradict each other: choose one to say how long to train.")
     return given[0] if given else f"{cfg.target_param_data_ratio:g} for each weight that multiplies"

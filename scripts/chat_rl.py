@@ -180,7 +180,7 @@ def main(cfg: Config) -> None:
             optimizers=build_optimizers(now.model, dist, cfg.lr_scale),
             batches=rollouts,
             schedule=linear(1.0, 0.0),
-            num_steps=cfg.num_steps or (None if cfg.minutes else one_epoch),
+            num_iterations=cfg.num_iterations or (None if cfg.minutes else one_epoch),
             evaluate=evaluate_pass,
             checkpoint=checkpoint,
         )

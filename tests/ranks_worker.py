@@ -17,7 +17,7 @@ with setup("cpu") as dist:
     losses = []
     mine = (step[dist.rank :: dist.world_size] for step in Stream(8 // dist.world_size))
     hooks = [lambda step: losses.append(step.loss)]
-    fit(model, optimizers, mine, linear(1.0, 0.1), State(), num_steps=steps, hooks=hooks, dist=dist)
+    fit(model, optimizers, mine, linear(1.0, 0.1), State(), num_iterations=steps, hooks=hooks, dist=dist)
     tensors = {}
     for optimizer in optimizers:
         tensors |= optimizer.state_dict()

@@ -22,7 +22,7 @@ def test_the_horizon_follows_the_flag_that_is_given(tiny_model):
 
 
 def test_two_ways_to_say_how_long_contradict_each_other():
-    assert horizon_rule(Config(num_steps=3)) == "--num_steps"
+    assert horizon_rule(Config(num_iterations=3)) == "--num_iterations"
     assert "12" in horizon_rule(Config())
     with pytest.raises(SystemExit, match="--minutes and --target_flops"):
         horizon_rule(Config(minutes=1.0, target_flops=1e12))
@@ -31,13 +31,13 @@ def test_two_ways_to_say_how_long_contradict_each_other():
 def test_the_table_names_every_family_and_every_figure(tiny_model, capsys):
     optimizers = build_optimizers(tiny_model)
     options = {"batch_tokens": 2048, "device_rows": 8, "dist": Dist(), "horizon_rule": "a rule"}
-    show_dial(tiny_model, optimizers, num_steps=7, minutes=None, **options)
+    show_dial(tiny_model, optimizers, num_iterations=7, minutes=None, **options)
     text = " ".join(capsys.readouterr().err.split())
     for word in (*families(tiny_model), "14,336", "a rule", "GFLOP/s", "GiB", "Muon, rate 0.03", "about 0:00"):
         assert word in text
-    show_dial(tiny_model, optimizers, num_steps=None, minutes=2.0, **options)
+    show_dial(tiny_model, optimizers, num_iterations=None, minutes=2.0, **options)
     assert "about 2:00" in capsys.readouterr().err
-    show_dial(tiny_model, optimizers, num_steps=7, minutes=None, **options | {"dist": Dist(rank=1, world_size=2)})
+    show_dial(tiny_model, optimizers, num_iterations=7, minutes=None, **options | {"dist": Dist(rank=1, world_size=2)})
     assert capsys.readouterr().err == ""
 
 
@@ -60,7 +60,7 @@ def test_a_rehearsal_does_everything_and_keeps_nothing(tiny_model, tiny_tokenize
         tiny_tokenizer,
         stage="base",
         settings={},
-        num_steps=100,
+        num_iterations=100,
         dist=Dist(),
     )
     text = capsys.readouterr().out

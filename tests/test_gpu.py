@@ -42,7 +42,7 @@ def test_compiled_training_follows_the_cpu(gpu_model, tiny_model, tiny_config):
         dist = Dist(device=device)
         hooks = [lambda step: seen.append(step.loss)]
         fit(
-            forward, build_optimizers(model, dist, 0.2), [[batch]] * 20, linear(1.0, 0.1), State(), num_steps=20,
+            forward, build_optimizers(model, dist, 0.2), [[batch]] * 20, linear(1.0, 0.1), State(), num_iterations=20,
             hooks=hooks, dist=dist,
         )  # fmt: skip
         return seen

@@ -76,7 +76,7 @@ def main() -> None:
 
     registry.practice = lambda name: (Odd("train"), Odd("validation"))
     mixtures.sft_mixture(10)  # the words and articles are read once, here
-    common = {"device": "cpu", "num_steps": STEPS, "save_every": 1, "eval_every": 0, "keep_last": 99}
+    common = {"device": "cpu", "num_iterations": STEPS, "save_every": 1, "eval_every": 0, "keep_last": 99}
     stages = {
         "mid": (mid_train, {"mixture": "quickstart", "device_batch_size": 2}),
         "sft": (chat_sft, {"mixture": "quickstart", "device_batch_size": 4}),

@@ -56,7 +56,7 @@ def test_from_text_to_chat_and_report(home):
         "--data=own",
         "--depth=1",
         "--max_seq_len=128",
-        "--num_steps=12",
+        "--num_iterations=12",
         "--eval_tokens=2048",
         ranks=2,
     )
@@ -68,14 +68,22 @@ def test_from_text_to_chat_and_report(home):
     assert 0 < read(home, "base_loss")["metrics"]["val_bpb"] < 8
     # Two processes each, and a longer context than the base model's.
     for script in ("mid_train", "chat_sft"):
-        run(home, f"scripts.{script}", *TRAIN, "--mixture=quickstart", "--num_steps=4", "--max_seq_len=256", ranks=2)
+        run(
+            home,
+            f"scripts.{script}",
+            *TRAIN,
+            "--mixture=quickstart",
+            "--num_iterations=4",
+            "--max_seq_len=256",
+            ranks=2,
+        )
     evaluation = ("-i", "sft", "-g", "tiny", "-a", "Arithmetic", "Topic", "--max_items=4", "--device=cpu")
     run(home, "scripts.chat_eval", *evaluation)
     alone = read(home, "chat_eval_sft")["scores"]
     run(home, "scripts.chat_eval", *evaluation, ranks=2)
     assert read(home, "chat_eval_sft")["scores"] == alone and {score["total"] for score in alone} == {4}
     rl = ("--task=Arithmetic", "--examples_per_step=2", "--num_samples=3", "--max_tokens=12", "--eval_items=2")
-    run(home, "scripts.chat_rl", "--model_tag=tiny", "--device=cpu", "--num_steps=2", *rl, ranks=2)
+    run(home, "scripts.chat_rl", "--model_tag=tiny", "--device=cpu", "--num_iterations=2", *rl, ranks=2)
     metrics = read(home, "chat_rl")["metrics"]
     assert {"reward", "length", "entropy", "KL to the start", "accuracy Arithmetic (validation)"} <= set(metrics)
     answer = run(home, "scripts.chat_cli", "-g", "tiny", "--max_tokens=8", "--seed=1", "-p", "Hello")
@@ -87,7 +95,7 @@ def test_from_text_to_chat_and_report(home):
 
 def test_a_killed_run_resumes_and_ends_as_the_run_that_was_not_killed(home):
     common = ["--device=cpu", "--device_batch_size=4", "--total_batch_size=512", "--data=own", "--depth=1"]
-    common += ["--max_seq_len=64", "--num_steps=30", "--save_every=3", "--eval_every=0"]
+    common += ["--max_seq_len=64", "--num_iterations=30", "--save_every=3", "--eval_every=0"]
     run(home, "scripts.base_train", *common, "--model_tag=whole")
     command = [sys.executable, "-m", "scripts.base_train", *common, "--model_tag=killed", "--resume"]
     environment = os.environ | {"NANOCHAT_BASE_DIR": str(home), "OMP_NUM_THREADS": "1"}

@@ -56,7 +56,7 @@ def run(batches, steps, model=None, state=None, **options):
     losses = []
     optimizers = options.pop("optimizers", None) or new_optimizers(model)
     state = fit(
-        model, optimizers, batches, linear(1.0, 0.1), state or State(), num_steps=steps,
+        model, optimizers, batches, linear(1.0, 0.1), state or State(), num_iterations=steps,
         hooks=[lambda step: losses.append(step.loss), *options.pop("hooks", [])], **options,
     )  # fmt: skip
     return model, optimizers, state, losses
