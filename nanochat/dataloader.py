@@ -105,11 +105,12 @@ class DocumentSource:
         return len(self.files)
 
     def blocks(self, epoch: int, shard: int) -> int:
-        return self._file(epoch, shard).num_row_groups
+        return self._file(shard).num_row_groups
 
     def block(self, epoch: int, shard: int, block: int) -> Rows:
-        file = self._file(epoch, shard)
-        group = _permuted(self.seed, (epoch, shard), file.num_row_groups)[block]
+        file = self._file(shard)
+        # The same order in every pass: in another one, what comes early was perhaps seen a moment ago.
+        group = _permuted(self.seed, (0, shard), file.num_row_groups)[block]
         texts = file.read_row_group(int(group), columns=["text"]).column("text").to_pylist()
         bos = np.array([self.tokenizer.bos_id])
         documents = [np.concatenate((bos, ids)) for ids in self.tokenizer.encode_batch(texts)]
@@ -117,9 +118,8 @@ class DocumentSource:
         rows = pack(items, self.T, self.tokenizer.bos_id, split=True)
         return _shuffled(rows, self.seed, (epoch, shard, block))
 
-    def _file(self, epoch: int, shard: int) -> pq.ParquetFile:
-        seed = self.seed if epoch else None  # the first pass follows the download that may be running
-        return pq.ParquetFile(dataset.wait_for(self.files[_permuted(seed, (epoch,), self.shards)[shard]]))
+    def _file(self, shard: int) -> pq.ParquetFile:
+        return pq.ParquetFile(dataset.wait_for(self.files[shard]))  # in order, as a download brings them
 
 
 @dataclass(frozen=True)
