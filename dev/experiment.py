@@ -1,6 +1,6 @@
 """One small training run as the experiments of dev/ need it, and one number at its end.
 
-In: a model, its optimizers, a dataset, the number of tokens. Out: bits per byte of held-out text. Runs that are compared
+In: a model, its optimizers, a dataset, the number of tokens. Out: bits per byte of held-out text. Compared runs
 see the same documents in the same order and are judged by the same held-out tokens.
 """
 
