@@ -4,7 +4,7 @@ python -m scripts.base_loss
 """
 
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 
@@ -75,6 +75,7 @@ def main(cfg: Config) -> None:
                     "title": "Base model",
                     "seconds": time.monotonic() - start,
                     "machine": describe_machine(dist.device),
+                    "settings": asdict(cfg) | {"checkpoint": str(loaded.path)},
                     "metrics": metrics,
                     "samples": samples,
                 },
