@@ -111,6 +111,47 @@ class ShardWriter:
         return {**counts, "shards": self.shards, "hash": self.hash.hexdigest()}
 
 
+# The commonest short words of a language that few others share; most hits win, and fewer than three are no evidence.
+COMMON_WORDS = {
+    "English": "the of and to in is that was for with it as",
+    "German": "der die und das nicht ist ein zu den mit von sich",
+    "French": "le les et des est une dans pour qui pas du sur",
+    "Spanish": "el los y las que una por con para del se su",
+    "Portuguese": "o os e as que uma por com para do não em",
+    "Italian": "il gli e che una per con non del della sono di",
+    "Dutch": "de het een en van niet dat is op te met zijn",
+    "Polish": "i w na nie się z do jest to że jak po",
+    "Swedish": "och att det som en på är av för den med till",
+    "Turkish": "ve bir bu da de için ile çok olarak ne gibi daha",
+    "Indonesian": "yang dan di dengan untuk ini itu dari pada adalah tidak ke",
+    "Vietnamese": "và của là có một được trong cho không các người với",
+    "Russian": "и в не на что с как это по но из он",
+    "Ukrainian": "і в не на що з як це та до від він",
+}
+COMMON_WORDS = {language: frozenset(words.split()) for language, words in COMMON_WORDS.items()}
+SCRIPT_LANGUAGES = {"Cjk": "Chinese", "Hiragana": "Japanese", "Katakana": "Japanese", "Hangul": "Korean"}
+
+
+def language_of(text: str) -> str:
+    """A guess by common words, else by the script, good enough to see what a corpus is made of; "unknown" if neither
+    says anything."""
+    words = Counter(text.lower().split())
+    hits = {language: sum(words[word] for word in common) for language, common in COMMON_WORDS.items()}
+    best = max(hits, key=hits.get)
+    if hits[best] >= 3:
+        return best
+    scripts = Counter(script_of(letter) for letter in text if letter.isalpha())
+    if scripts["Hiragana"] + scripts["Katakana"] > 0.1 * scripts.total():
+        return "Japanese"  # among characters that are Chinese, too
+    script = scripts.most_common(1)[0][0] if scripts else ""
+    return SCRIPT_LANGUAGES.get(script, "unknown" if script in ("", "Latin", "Cyrillic") else f"{script} script")
+
+
+def script_of(letter: str) -> str:
+    """ "Latin", "Greek", "Cjk" ...: the first word of the letter's name in Unicode."""
+    return unicodedata.name(letter, "other").split()[0].capitalize()
+
+
 class Sample:
     """A fair sample of a stream (Vitter's algorithm R), and what can be said from it."""
 
@@ -124,15 +165,17 @@ class Sample:
             self.kept[place : place + 1] = [(len(text), text[:400])]
 
     def statistics(self) -> dict:
-        """Lengths in characters, which scripts the letters belong to, and ten openings."""
+        """Lengths in characters, languages of the documents, scripts of their letters, and ten openings."""
         lengths = sorted(length for length, _ in self.kept)
         quantiles = {f"{q}%": lengths[q * (len(lengths) - 1) // 100] for q in (5, 50, 95)} if lengths else {}
         scripts = Counter()
         for letter, count in Counter(c for _, head in self.kept for c in head if c.isalpha()).items():
-            scripts[unicodedata.name(letter, "other").split()[0].capitalize()] += count
+            scripts[script_of(letter)] += count
         shares = {script: count / scripts.total() for script, count in scripts.most_common(5)}
+        languages = Counter(language_of(head) for _, head in self.kept)
         return {
             "lengths": {**quantiles, "longest": self.longest},
+            "languages": {name: round(n / len(self.kept), 3) for name, n in languages.most_common(6)},
             "scripts": {script: round(share, 4) for script, share in shares.items() if share >= 0.0005},
             "samples": [one_line(head) for _, head in self.kept[:10]],
         }

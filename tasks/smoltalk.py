@@ -4,17 +4,17 @@ In: smoltalk_train and smoltalk_test, the set made for small models (Allal et al
 Out: conversations; there is nothing to grade.
 """
 
-from tasks.published import HUB, PublishedTask
+from nanochat.sources import SOURCES
+from tasks.published import PublishedTask
 
-ADDRESS = f"{HUB}/HuggingFaceTB/smol-smoltalk/resolve/main/data"
-TRAIN_PARTS = tuple(f"train-{part:05d}-of-00004.parquet" for part in range(4))
+FILES = {stem: SOURCES["smoltalk"].url(file) for stem, file in SOURCES["smoltalk"].files}
 
 
 class SmolTalk(PublishedTask):
     name = "SmolTalk"
     files = {
-        "train": ("smoltalk_train", f"{ADDRESS}/{TRAIN_PARTS[0]}"),
-        "test": ("smoltalk_test", f"{ADDRESS}/test-00000-of-00001.parquet"),
+        "train": ("smoltalk_train", FILES["smoltalk_train-00000-of-00004"]),  # and the three parts after it
+        "test": ("smoltalk_test", FILES["smoltalk_test"]),
     }
     columns = ("messages",)
 

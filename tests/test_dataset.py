@@ -133,6 +133,61 @@ def test_every_kind_of_file(tmp_path):
     assert found["train"] and found["val"] and not set(found["train"]) & set(found["val"])
 
 
+PAGE = b"""<!doctype html><html><head><title>On  foxes</title><style>p {color: red}</style>
+<script>if (1 < 2) document.write("no")</script><body><nav><a href="/">Home</a></nav>
+<h1>Foxes</h1><p>The <b>quick</b> fox &amp; the dog.<br>Second line.<ul><li>one<li>two</ul>
+<p>Unclosed &lt;tag&gt;<footer>imprint</footer></body></html>"""
+
+
+def test_a_page_becomes_what_a_reader_sees(tmp_path, monkeypatch):
+    (tmp_path / "a.html").write_bytes(PAGE)
+    (tmp_path / "b.HTM.gz").write_bytes(gzip.compress(b"<p>no head, <i>no end"))
+    (tmp_path / "c.html").write_bytes(b"<p>" + b"long " * 1000)
+    monkeypatch.setattr(textfiles, "LONGEST_LINE", 2000)
+    intake = textfiles.Intake(tmp_path)
+    found = dict(intake)
+    blocks = ["Foxes", "The quick fox & the dog.", "Second line.", "one", "two", "Unclosed <tag>"]
+    assert found == {"On foxes": "\n\n".join(blocks), "no head, no end": "no head, no end"}
+    assert len(intake.unreadable) == 1 and "longer than 2,000 characters" in intake.unreadable[0]
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("The fox jumps over the lazy dog and that was it for the day.", "English"),
+        ("Der Fuchs springt über den Hund, und das ist nicht die Welt.", "German"),
+        ("Le renard est dans la forêt et les chiens sont sur le chemin.", "French"),
+        ("我们走在大街上，今天的天气非常好。", "Chinese"),
+        ("私たちは通りを歩いています。今日は天気がいいです。", "Japanese"),
+        ("Ο σκύλος κοιμάται στον ήλιο", "Greek script"),
+        ("def f(x): return x", "unknown"),
+        ("", "unknown"),
+    ],
+)
+def test_languages_are_guessed(text, language):
+    assert corpus.language_of(text) == language
+
+
+def test_memory_stays_bounded(tmp_path, base):
+    """150 MB of JSONL with a line of 20 MB, by a process that may have 130 MB more than after its imports."""
+    lines = [json.dumps({"text": "word " * 2000 + str(i)}) for i in range(15_000)]
+    (tmp_path / "large.jsonl").write_text("\n".join([*lines, json.dumps({"text": "x" * 20_000_000})]))
+    limited = """
+import resource, sys
+from pathlib import Path
+from nanochat import corpus, dataset, textfiles
+textfiles.LONGEST_LINE, corpus.WINDOW_CHARACTERS = 1_000_000, 8_000_000
+used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + 130_000_000, used + 130_000_000))
+dataset.main(dataset.Config(from_path=Path(sys.argv[1])))
+"""
+    done = subprocess.run([sys.executable, "-c", limited, tmp_path], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    manifest = dataset.require("mine")
+    assert manifest["train"]["documents"] + manifest["val"]["documents"] == 15_000
+    assert "1 lines are no JSON object" in done.stdout
+
+
 def test_what_cannot_be_used_is_named(tmp_path, capsys):
     folder = tmp_path / "mine"
     folder.mkdir()
@@ -299,8 +354,8 @@ def test_a_manifest_names_files_of_its_folder(base_dir, name):
     path = dataset.data_dir("own") / "manifest.json"
     write_json(path, {"train": {"shards": [name]}, "val": {"shards": []}})
     with pytest.raises(ValueError, match="manifest.json is damaged: .* is no name of a shard"):
-        dataset._read_manifest(path)
+        dataset.read_manifest(path)
     for wrong in ([], {"train": {}}, {"train": 1, "val": 2}):
         write_json(path, wrong)
         with pytest.raises(ValueError, match="manifest.json is damaged: it does not list"):
-            dataset._read_manifest(path)
+            dataset.read_manifest(path)

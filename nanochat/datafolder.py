@@ -1,0 +1,138 @@
+"""The folder of a dataset: its manifest, its shards, and the lock of whoever makes it.
+
+In: the name of a dataset. Out: paths of shards, also of those that a download has still to bring, and documents. Who
+makes a dataset is dataset.py and fetch.py.
+"""
+
+import os
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from nanochat.common import base_dir, read_json
+from nanochat.sources import PUBLISHED
+
+GRACE = 10.0  # seconds without a process that fetches a missing shard, until a reader gives up
+
+
+def data_dir(name: str) -> Path:
+    """Folder of a dataset. SystemExit if the name could lead out of the data folder."""
+    if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9_.-]*", name):
+        raise SystemExit(f"{name!r} is no name for a dataset: use letters, digits, '_', '-' and '.'.")
+    return base_dir() / "data" / name
+
+
+def require(name: str) -> dict:
+    """The manifest of a dataset. SystemExit with the command to run if it is not there."""
+    path = data_dir(name) / "manifest.json"
+    if path.exists() and shards(name, "train") and shards(name, "val"):
+        return read_manifest(path)
+    flags = {"wiki": "--source wiki"} | {source: f"-n 8 --source {source}" for source in PUBLISHED}
+    command = f"python -m nanochat.dataset {flags.get(name, f'--from PATH --name {name}')}"
+    raise SystemExit(f"There is no complete dataset '{name}' in {data_dir(name)}. Make it: {command}")
+
+
+def shards(name: str, split: str) -> list[Path]:
+    """Paths of the shards of "train" or "val", in order. Of a published source they are all that were asked for, also
+    those that are still to come: `wait_for` one before opening it."""
+    assert split in ("train", "val")
+    folder = data_dir(name)
+    found = set((folder / split).glob("shard_*.parquet"))
+    if name in PUBLISHED and (folder / "manifest.json").exists():
+        found |= {folder / split / shard for shard in read_manifest(folder / "manifest.json")[split]["shards"]}
+    return sorted(found)
+
+
+def read_manifest(path: Path) -> dict:
+    """A dataset's manifest. ValueError naming the file if it is none, or if it names what is no file of its folder."""
+    manifest = read_json(path)
+    try:
+        names = [name for split in ("train", "val") for name in manifest[split]["shards"]]
+    except (TypeError, KeyError) as error:
+        raise ValueError(f"{path} is damaged: it does not list the shards of train and val.") from error
+    for name in names:
+        if not isinstance(name, str) or not re.fullmatch(r"shard_\d+\.parquet", name):
+            raise ValueError(f"{path} is damaged: {name!r:.80} is no name of a shard.")
+    return manifest
+
+
+def wait_for(shard: Path) -> Path:
+    """The path, as soon as the download that runs beside us has brought it. SystemExit if no download is running."""
+    name, idle, shown = shard.parent.parent.name, 0.0, False
+    while not shard.exists():
+        idle = 0.0 if busy(name) else idle + 0.5
+        if idle > GRACE and not shard.exists():
+            command = f"python -m nanochat.dataset --source {name} -n"
+            counts = len(shards(name, "train")), sum(path.exists() for path in shards(name, "train"))
+            raise SystemExit(
+                f"{shard} is missing and nobody is fetching it. For all that were asked for, run {command} {counts[0]} "
+                f"again; to do without those that are missing, {command} {counts[1]}."
+            )
+        if not shown:
+            print(f"waiting for {shard.name} of {name}, which is still being downloaded ...", flush=True)
+            shown = True
+        time.sleep(0.5)
+    return shard
+
+
+def documents(name: str, split: str) -> Iterator[str]:
+    """The documents of a dataset, in the order of its shards, one row group in memory at a time."""
+    require(name)
+    for shard in shards(name, split):
+        with pq.ParquetFile(wait_for(shard)) as file:
+            for group in range(file.num_row_groups):
+                yield from file.read_row_group(group, columns=["text"]).column("text").to_pylist()
+
+
+@contextmanager
+def exclusive(name: str, wait: bool = False) -> Iterator[None]:
+    """Hold the dataset's lock, which the system frees even if this process is killed. If somebody has it: wait, or
+    SystemExit."""
+    import fcntl  # not on Windows
+
+    path = data_dir(name).with_name(f".{name}.lock")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        for _ in range(20):  # `busy` of another process holds the lock for an instant
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                time.sleep(0.05)
+        else:
+            said = f"Another process is making the dataset '{name}' right now."
+            if not wait:
+                raise SystemExit(f"{said} Wait for it.")
+            print(f"{said} Waiting for it ...", flush=True)
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
+def busy(name: str) -> bool:
+    """Whether a process is making this dataset now."""
+    import fcntl
+
+    path = data_dir(name).with_name(f".{name}.lock")
+    if not path.exists():
+        return False
+    with open(path) as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            return False
+        except BlockingIOError:
+            return True
+
+
+def replace(new: Path, folder: Path) -> None:
+    """Put a whole dataset in the place of the old one."""
+    old = folder.with_name(f".{folder.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if folder.exists():
+        os.rename(folder, old)
+    os.rename(new, folder)
+    shutil.rmtree(old, ignore_errors=True)
