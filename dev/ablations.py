@@ -70,12 +70,6 @@ def plain_token_losses(x, weight, targets):
     return F.cross_entropy(logits, targets.clamp(min=0), reduction="none") * (targets >= 0)
 
 
-class NoValueEmbedding(gpt.Attention):
-    def __init__(self, config, layer):
-        super().__init__(config, layer)
-        self.value_gate = None
-
-
 def unnormalised_queries(x):
     return x if x.dim() == 4 else gpt._Norm.apply(x)  # (B, T, H, D) are queries and keys
 
@@ -125,13 +119,14 @@ VARIANTS = [
     Variant(
         "no-qk-norm",
         "queries and keys as they are, not normalised",
-        {"norm": unnormalised_queries, "ATTENTION_SHARPNESS": 1.0},
+        {"norm": unnormalised_queries},
+        config=lambda c: replace(c, attention_sharpness=1.0),
     ),
     Variant("gelu", "GELU instead of ReLU^2", {"relu_squared": F.gelu}),
     Variant("adamw-0.001", "AdamW instead of Muon, rate 0.001", change=all_adamw(0.001)),
     Variant("adamw-0.003", "AdamW instead of Muon, rate 0.003", change=all_adamw(0.003)),
     Variant("adamw-0.01", "AdamW instead of Muon, rate 0.01", change=all_adamw(0.01)),
-    Variant("no-value-embeddings", "no value embeddings", {"Attention": NoValueEmbedding}),
+    Variant("no-value-embeddings", "no value embeddings", config=lambda c: replace(c, value_embeddings=False)),
     Variant(
         "no-softcap",
         "no soft-cap on the logits",

@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, fields, is_dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 
 import torch
@@ -382,13 +382,19 @@ def _read_model(path: Path, values, device: torch.device, dtype: torch.dtype | N
 
 
 def _read_model_config(path: Path, values) -> GPTConfig:
-    """Types are checked by hand, and no value may exceed the weights' bytes, so a wrong file cannot ask for memory."""
+    """Types are checked by hand, and no value may exceed the weights' bytes, so a wrong file cannot ask for memory.
+    What has a default need not be there."""
     where = f"{path / CONFIG}: model"
+    if isinstance(values, dict):
+        values = {field.name: field.default for field in fields(GPTConfig) if field.default is not MISSING} | values
     check_keys(values, {field.name for field in fields(GPTConfig)}, where)
     limit = (path / MODEL).stat().st_size
     for field in fields(GPTConfig):
         value = values[field.name]
-        if field.type in (int, "int") and (type(value) is not int or not 0 < value <= limit):
+        fits = (
+            isinstance(value, bool) if field.type is bool else type(value) in (field.type, int) and 0 < value <= limit
+        )
+        if not fits:
             raise ValueError(f"{where}.{field.name} is {value!r:.80}, which is no sensible number.")
     try:
         return GPTConfig(**values)

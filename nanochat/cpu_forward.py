@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from numba import prange
 
-from nanochat.gpt import ATTENTION_SHARPNESS, GATE_CHANNELS, GPT, SOFTCAP, rotary_angles
+from nanochat.gpt import GATE_CHANNELS, GPT, SOFTCAP, rotary_angles
 
 TILE = 64  # outputs that are computed together: their weights lie side by side for each input
 DEPTH = 1024  # inputs of a tile that are multiplied with all rows before the next, so that they stay in the cache
@@ -44,8 +44,12 @@ class CpuForward:
         self.place = list(range(slots))  # of each slot in the cache: a swap exchanges two numbers
         self.keys = np.zeros((c.n_layer, slots, length, c.n_kv_head, head_dim), np.float32)
         self.values = np.zeros_like(self.keys)
-        cos, sin = rotary_angles(torch.arange(length)[None], head_dim, torch.float32)
-        self.angles = cos[0, :, 0].numpy().copy(), sin[0, :, 0].numpy().copy()
+        # Queries and keys are multiplied with these, so their products with the square.
+        longer = c.attention_sharpness**0.5
+        self.angles = tuple(
+            (longer * part[0, :, 0]).numpy()
+            for part in rotary_angles(torch.arange(length)[None], head_dim, torch.float32)
+        )
         rows = MOST_ROWS
         shapes = {"x": c.n_embd, "x0": c.n_embd, "h": c.n_embd, "heads": heads * head_dim, "y": c.n_embd}
         shapes |= {"hidden": 4 * c.n_embd, "logits": c.vocab_size}
@@ -86,6 +90,7 @@ class CpuForward:
         which = np.array([n if a.value_gate is not None else -1 for n, a in zip(number, attention)])
         scales = array(model.residual_scale), array(model.x0_scale)
         smear = array(model.smear_gate.weight)[0], model.smear_scale.item()
+        gates = gates or [np.zeros((model.config.n_kv_head, GATE_CHANNELS), np.float32)]  # its type is compiled for
         self.small = (which, np.stack(gates), *scales, *smear)
 
     # -- Slots
@@ -116,7 +121,7 @@ class CpuForward:
             parts = [slice(n, n + MOST_ROWS) for n in range(0, len(ids), MOST_ROWS)]
             return torch.cat([self.decode(slots[p], positions[p], ids[p], before[p]) for p in parts])
         place = np.array([self.place[slot] for slot in slots])
-        tables = np.stack([table[ids] for table in self.tables.values()])
+        tables = np.stack([table[ids] for table in self.tables.values()] or [self.embedding[ids]])
         wanted = np.array([len(ids) - 1]) if last_only else np.arange(len(ids))
         x, x0, h, heads, y, hidden, logits = (buffer[: len(ids)] for buffer in self.buffers)
         with lock:
@@ -343,7 +348,7 @@ def attend(heads, n_head, place, positions, keys, values, scores, y):
 @numba.njit(**free)
 def attend_one(query, keys, values, scores, out):
     """One head of one row. query (D,), keys and values (S, D) -> out (D,)."""
-    scale, most, total = np.float32(ATTENTION_SHARPNESS / np.sqrt(len(query))), np.float32(-np.inf), np.float32(0)
+    scale, most, total = np.float32(1 / np.sqrt(len(query))), np.float32(-np.inf), np.float32(0)
     for s in range(len(keys)):
         product = np.float32(0)
         for i in range(len(query)):

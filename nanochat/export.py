@@ -129,7 +129,6 @@ def config(checkpoint: Checkpoint) -> dict:
         "vocab_size": tokenizer.vocab_size,
         "value_layers": [int(layer) for layer in model.value_embeddings],
         "rope_base": gpt.ROPE_BASE,
-        "attention_sharpness": gpt.ATTENTION_SHARPNESS,
         "softcap": gpt.SOFTCAP,
         "gate_channels": gpt.GATE_CHANNELS,
     }

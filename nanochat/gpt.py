@@ -19,7 +19,6 @@ from nanochat.fused import softcap_cross_entropy_
 
 SOFTCAP = 15.0
 ROPE_BASE = 10_000.0
-ATTENTION_SHARPNESS = 1.44  # normalised queries and keys have products of at most sqrt(D) times this
 GATE_CHANNELS = 12  # the gates read this many channels of the residual stream
 
 
@@ -31,6 +30,10 @@ class GPTConfig:
     n_head: int
     n_kv_head: int
     n_embd: int
+    attention_sharpness: float = 1.44
+    """normalised queries and keys have products of at most sqrt(D) times this"""
+    value_embeddings: bool = True
+    """whether every other layer has a table of values; a model that came from elsewhere has none"""
 
     @classmethod
     def from_depth(cls, depth: int, vocab_size: int, sequence_len: int) -> "GPTConfig":
@@ -126,11 +129,12 @@ class Attention(nn.Module):
         self.layer = layer
         self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
         self.head_dim = config.n_embd // config.n_head
+        self.scale = config.attention_sharpness / math.sqrt(self.head_dim)
         # One matrix (D, C) for each head: first those of the queries, then of the keys, then of the values.
         self.qkv = nn.Parameter(torch.empty(config.n_head + 2 * config.n_kv_head, self.head_dim, config.n_embd))
         self.proj = Linear(config.n_embd, config.n_embd)
         # Every other layer, the last one always, looks the token up in a second table that goes straight to the values.
-        has_value_embedding = layer % 2 == (config.n_layer - 1) % 2
+        has_value_embedding = config.value_embeddings and layer % 2 == (config.n_layer - 1) % 2
         self.value_gate = Linear(GATE_CHANNELS, config.n_kv_head) if has_value_embedding else None
 
     def forward(self, x, value_embedding, rotary, cache, positions, at=None):
@@ -154,7 +158,7 @@ class Attention(nn.Module):
             v.transpose(1, 2),
             attn_mask=mask,
             is_causal=mask is None,
-            scale=ATTENTION_SHARPNESS / math.sqrt(self.head_dim),
+            scale=self.scale,
             enable_gqa=self.n_head != self.n_kv_head,
         )
         return self.proj(y.transpose(1, 2).reshape(B, -1, C))

@@ -305,6 +305,8 @@ def reseal(path: Path, name: str, change) -> None:
         ("config.json", lambda v: v["model"].update(vocab_size=10**5), "config.json asks for"),
         ("config.json", lambda v: v["model"].update(n_head=True), "model.n_head is True"),
         ("config.json", lambda v: v["model"].update(n_head=3), "n_head=3"),
+        ("config.json", lambda v: v["model"].update(attention_sharpness=-1.0), "model.attention_sharpness is -1.0"),
+        ("config.json", lambda v: v["model"].update(value_embeddings=1), "model.value_embeddings is 1"),
         ("config.json", lambda v: v.update(settings=[]), "config.json: settings is"),
         ("config.json", lambda v: [v], "config.json should hold an object"),
         ("state.json", lambda v: v.update(lr=1), "state.json has the unknown key 'lr'"),
