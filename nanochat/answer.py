@@ -1,7 +1,7 @@
 """What callers of the engine say and get, and how the tokens of an answer become text.
 
 In: a Sampling, then token ids one by one. Out: Deltas of whole characters, parts of a conversation, a Completion.
-It owns stop strings, the parts of an answer and the calculator; it knows nothing of models or batches.
+It owns stop strings, the parts of an answer and when a tool is asked; it knows nothing of models or batches.
 """
 
 import math
@@ -43,6 +43,8 @@ class Sampling:
     """Added to the logits of these tokens."""
     tools: bool = True
     """Run the calculator when the model asks for it."""
+    python: bool = False
+    """With tools: what the calculator refuses runs as a program in the sandbox."""
     begin: Sequence[int] = ()
     """Tokens that the answer begins with, whatever the model says; the seed goes on behind them as if it had."""
 
@@ -113,7 +115,7 @@ class Completion:
 
 
 class Answer:
-    """The tokens of one answer as they come: text in parts, stop strings, the calculator."""
+    """The tokens of one answer as they come: text in parts, stop strings, tools."""
 
     def __init__(self, tokenizer, sampling: Sampling):
         self.tokenizer, self.sampling = tokenizer, sampling
@@ -128,6 +130,7 @@ class Answer:
         self.held = ""  # text that may be the beginning of a stop string
         self.told = 0  # of ids, those that went out with a Delta
         self.forced: deque[int] = deque(sampling.begin)  # tokens that come next whatever the model says
+        self.program: str | None = None  # waits to be run; `hear` goes on from what it said
 
     def add(self, id: int, logprob: TokenLogprob | None) -> tuple[list[Delta], bool]:
         """Take the next token. Returns what can be shown now, and whether the answer ends here."""
@@ -151,17 +154,24 @@ class Answer:
             return []
         deltas = self.flush()
         if name == "<|python_end|>" and self.kind == "python" and self.sampling.tools:
-            expression = self.parts[-1]["text"] if self.parts and self.parts[-1]["type"] == "python" else ""
-            result = calculate(expression)
-            output = self.tokenizer.encode("error" if result is None else result)
-            special = self.tokenizer.special
-            output = [special["<|output_start|>"], *map(int, output), special["<|output_end|>"]]
-            if list(self.forced) == output[: len(self.forced)]:  # else the answer was begun with another output
-                self.forced = deque(output)
+            code = self.parts[-1]["text"] if self.parts and self.parts[-1]["type"] == "python" else ""
+            result = calculate(code)
+            if result is not None or not self.sampling.python:
+                self.hear("error" if result is None else result)
+            elif self.tokenizer.special["<|output_end|>"] not in self.forced:  # else it was begun with the output
+                self.program = code
         self.kind = begins.get(name, "text")
         if name in begins:
             self.parts.append({"type": self.kind, "text": ""})
         return deltas
+
+    def hear(self, output: str) -> None:
+        """What the tool said comes next, unless the answer was begun with something else."""
+        special = self.tokenizer.special
+        ids = [special["<|output_start|>"], *self.tokenizer.encode(output).tolist(), special["<|output_end|>"]]
+        if list(self.forced) == ids[: len(self.forced)]:
+            self.forced = deque(ids)
+        self.program = None
 
     def _show(self, text: str) -> tuple[list[Delta], bool]:
         """New text, up to a stop string, less what may be the beginning of one."""

@@ -1,9 +1,10 @@
 """GPT.forward on a CPU, compiled by numba: tokens of any conversations as rows, against the cache, in one call.
 
-In: an inference model in fp32 and a KVCache; then rows of (slot, position, token, token before). Out: logits.
+In: a GPT; then rows of (slot, position, token, token before). Out: logits.
 Every row is computed by the same instructions in the same order, however many there are, so its bits depend on its
 own conversation only; a prompt may be cut anywhere, and a token that was guessed is checked exactly. With few rows
 the weights are read once and multiplied as they come, which torch's dozens of small calls a layer never reach.
+Activations, keys and values are fp32; the weights need not be.
 """
 
 import sys
@@ -14,17 +15,17 @@ import numpy as np
 import torch
 from numba import prange
 
+from nanochat.cpu_matmul import TILE, matmul, tiles
 from nanochat.gpt import GATE_CHANNELS, GPT, SOFTCAP, rotary_angles
+from nanochat.native import compiled, exp
 
-TILE = 64  # outputs that are computed together: their weights lie side by side for each input
-DEPTH = 1024  # inputs of a tile that are multiplied with all rows before the next, so that they stay in the cache
 MOST_ROWS = 64  # in one call
 LITTLE_WORK = 5e6  # products, which take less time than a second thread to come
 EPSILON = np.float32(1e-6)
 
 # "contract" alone keeps the order of a sum; sums over one row may be in any order, if always in the same one.
-ordered = {"nogil": True, "cache": True, "fastmath": {"contract"}}
-free = {"nogil": True, "cache": True, "fastmath": {"contract", "reassoc", "nsz"}}
+ordered = {"fastmath": {"contract"}}
+free = {"fastmath": {"contract", "reassoc", "nsz"}}
 
 lock = threading.Lock()  # not every threading layer of numba can be entered by two threads
 
@@ -36,10 +37,10 @@ class CpuForward:
     chunk = MOST_ROWS  # tokens of a prompt at once
     checks_guesses = True
 
-    def __init__(self, model: GPT, slots: int, length: int, int8: bool = False):
-        """`int8`: weights as whole numbers up to 127, times a number for each output; a quarter of the memory."""
+    def __init__(self, model: GPT, slots: int, length: int, weights: str | None = None):
+        """`weights`: "float32", "bfloat16" or "int8", see cpu_matmul.py; None: the type that the model computes in."""
         c = model.config
-        self.vocab_size, self.int8 = c.vocab_size, int8
+        self.vocab_size, self.kind = c.vocab_size, weights or str(model.compute_dtype).removeprefix("torch.")
         head_dim, heads = c.n_embd // c.n_head, c.n_head + 2 * c.n_kv_head
         self.place = list(range(slots))  # of each slot in the cache: a swap exchanges two numbers
         self.keys = np.zeros((c.n_layer, slots, length, c.n_kv_head, head_dim), np.float32)
@@ -61,12 +62,11 @@ class CpuForward:
 
     @staticmethod
     def fits(model: torch.nn.Module) -> bool:
-        """Is it a GPT on a CPU in fp32?"""
+        """Is it a GPT on a CPU?"""
         return (
             isinstance(model, GPT)
             and next(model.parameters()).device.type == "cpu"
-            and model.compute_dtype == torch.float32
-            and model.config.n_embd % 4 == 0
+            and model.compute_dtype in (torch.float32, torch.bfloat16)
         )
 
     def load(self, model: GPT) -> None:
@@ -75,13 +75,13 @@ class CpuForward:
         array = lambda p: p.detach().float().contiguous().numpy()  # noqa: E731
         attention, mlp = [b.attention for b in model.blocks], [b.mlp for b in model.blocks]
         stacks = (
-            [array(a.qkv).reshape(-1, model.config.n_embd) for a in attention],
-            [array(a.proj.weight) for a in attention],
-            [array(m.fc.weight) for m in mlp],
-            [array(m.proj.weight) for m in mlp],
-            [array(model.head.weight)],
+            [a.qkv.flatten(0, 1) for a in attention],
+            [a.proj.weight for a in attention],
+            [m.fc.weight for m in mlp],
+            [m.proj.weight for m in mlp],
+            [model.head.weight],
         )
-        self.matrices = tuple(part for stack in stacks for part in tiles(stack, self.int8))
+        self.matrices = tuple(part for stack in stacks for part in tiles([m.detach() for m in stack], self.kind))
         self.weights = sum(matrix.size for matrix in self.matrices[::2])
         self.embedding = array(model.embedding.weight)
         self.tables = {int(layer): array(table.weight) for layer, table in model.value_embeddings.items()}
@@ -141,23 +141,6 @@ def most_threads() -> int:
     return max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
 
-def tiles(matrices: list[np.ndarray], int8: bool) -> tuple[np.ndarray, np.ndarray]:
-    """Matrices (n_out, n_in), all alike -> (n, n_out / TILE, n_in, TILE), and what each output is multiplied with."""
-    n_out, n_in = matrices[0].shape
-    count = -(-n_out // TILE)
-    weights = np.zeros((len(matrices), count, n_in, TILE), np.int8 if int8 else np.float32)
-    scales = np.ones((len(matrices), count, TILE), np.float32)
-    for layer, matrix in enumerate(matrices):
-        padded = np.zeros((count * TILE, n_in), np.float32)
-        padded[:n_out] = matrix
-        if int8:
-            scale = np.maximum(np.abs(padded).max(1), 1e-30) / np.float32(127)
-            padded = np.rint(padded / scale[:, None])
-            scales[layer] = scale.reshape(count, TILE)
-        weights[layer] = padded.reshape(count, TILE, n_in).transpose(0, 2, 1)
-    return weights, scales
-
-
 class said:
     """Prints a message if what it surrounds takes more than two seconds."""
 
@@ -176,7 +159,7 @@ class said:
 # Compiled. R rows; x, x0, h (R, C); heads (R, H * D) of queries, then keys, then values; hidden (R, 4 C).
 
 
-@numba.njit(**ordered)
+@compiled(**ordered)
 def forward(rows, lookups, matrices, small, cache, buffers):
     """Logits of the rows `wanted` into the first rows of `logits`; the arguments are made in CpuForward.decode."""
     place, positions, ids, before, wanted = rows
@@ -211,61 +194,7 @@ def forward(rows, lookups, matrices, small, cache, buffers):
     softcap(logits[:some])
 
 
-@numba.njit(parallel=True, **ordered)
-def matmul(x, n_in, weights, scales, out):
-    """out (R, n_out) += scales * (x (R, n_in) @ weights), four rows at a time."""
-    rows = len(x)
-    for tile in prange(len(weights)):
-        total = np.empty((4, TILE), np.float32)
-        for start in range(0, n_in, DEPTH):
-            end, row = min(start + DEPTH, n_in), 0
-            while row + 4 <= rows:
-                four_rows(x, row, weights, tile, start, end, total)
-                add(total, 4, scales, tile, out, row)
-                row += 4
-            while row < rows:
-                one_row(x, row, weights, tile, start, end, total)
-                add(total, 1, scales, tile, out, row)
-                row += 1
-
-
-@numba.njit(**ordered)
-def four_rows(x, row, weights, tile, start, end, total):
-    """total (4, TILE) = x (4 rows, start to end) @ weights. The additions to one number are those of `one_row`."""
-    total[:] = 0
-    for i in range(start, end, 4):
-        a0, a1, a2, a3 = x[row, i], x[row, i + 1], x[row, i + 2], x[row, i + 3]
-        b0, b1, b2, b3 = x[row + 1, i], x[row + 1, i + 1], x[row + 1, i + 2], x[row + 1, i + 3]
-        c0, c1, c2, c3 = x[row + 2, i], x[row + 2, i + 1], x[row + 2, i + 2], x[row + 2, i + 3]
-        d0, d1, d2, d3 = x[row + 3, i], x[row + 3, i + 1], x[row + 3, i + 2], x[row + 3, i + 3]
-        for j in range(TILE):
-            w0, w1 = np.float32(weights[tile, i, j]), np.float32(weights[tile, i + 1, j])
-            w2, w3 = np.float32(weights[tile, i + 2, j]), np.float32(weights[tile, i + 3, j])
-            total[0, j] = total[0, j] + a0 * w0 + a1 * w1 + a2 * w2 + a3 * w3
-            total[1, j] = total[1, j] + b0 * w0 + b1 * w1 + b2 * w2 + b3 * w3
-            total[2, j] = total[2, j] + c0 * w0 + c1 * w1 + c2 * w2 + c3 * w3
-            total[3, j] = total[3, j] + d0 * w0 + d1 * w1 + d2 * w2 + d3 * w3
-
-
-@numba.njit(**ordered)
-def one_row(x, row, weights, tile, start, end, total):
-    total[0] = 0
-    for i in range(start, end, 4):
-        a0, a1, a2, a3 = x[row, i], x[row, i + 1], x[row, i + 2], x[row, i + 3]
-        for j in range(TILE):
-            w0, w1 = np.float32(weights[tile, i, j]), np.float32(weights[tile, i + 1, j])
-            w2, w3 = np.float32(weights[tile, i + 2, j]), np.float32(weights[tile, i + 3, j])
-            total[0, j] = total[0, j] + a0 * w0 + a1 * w1 + a2 * w2 + a3 * w3
-
-
-@numba.njit(**ordered)
-def add(total, count, scales, tile, out, row):
-    for n in range(count):
-        for j in range(TILE):
-            out[row + n, tile * TILE + j] += scales[tile, j] * total[n, j]
-
-
-@numba.njit(**free)
+@compiled(**free)
 def norm_row(x, count, out):
     size = np.float32(0)
     for i in range(count):
@@ -275,12 +204,12 @@ def norm_row(x, count, out):
         out[i] = x[i] * scale
 
 
-@numba.njit(**free)
+@compiled(**free)
 def sigmoid(x):
     return np.float32(1) / (np.float32(1) + np.exp(-x))
 
 
-@numba.njit(**ordered)
+@compiled(**ordered)
 def embed(ids, before, embedding, gate_weights, gate_scale, x, x0):
     """x and x0: each token's embedding, mixed with the one before it."""
     channels = embedding.shape[1]
@@ -298,7 +227,7 @@ def embed(ids, before, embedding, gate_weights, gate_scale, x, x0):
         x0[row, :channels] = x[row, :channels]
 
 
-@numba.njit(**ordered)
+@compiled(**ordered)
 def mix_and_norm(x, x0, scale, scale0, channels, h):
     for row in range(len(x)):
         for i in range(channels):
@@ -306,7 +235,7 @@ def mix_and_norm(x, x0, scale, scale0, channels, h):
         norm_row(x[row], channels, h[row])
 
 
-@numba.njit(**ordered)
+@compiled(**ordered)
 def store(heads, n_head, h, place, positions, cos, sin, gated, gate_weights, value_embeddings, keys, values):
     """Turn queries and keys by their positions; put keys and values, with their embeddings, into the cache."""
     n_kv, half = keys.shape[2], keys.shape[3] // 2
@@ -335,7 +264,7 @@ def store(heads, n_head, h, place, positions, cos, sin, gated, gate_weights, val
                 values[place[row], angles, kv, i] = value[i]
 
 
-@numba.njit(parallel=True, **ordered)
+@compiled(parallel=True, **ordered)
 def attend(heads, n_head, place, positions, keys, values, scores, y):
     for task in prange(len(place) * n_head):
         row, head = task // n_head, task % n_head
@@ -345,7 +274,7 @@ def attend(heads, n_head, place, positions, keys, values, scores, y):
         attend_one(query, keys[place[row], :stored, kv], values[place[row], :stored, kv], scores[row, head], out)
 
 
-@numba.njit(**free)
+@compiled(**free)
 def attend_one(query, keys, values, scores, out):
     """One head of one row. query (D,), keys and values (S, D) -> out (D,)."""
     scale, most, total = np.float32(1 / np.sqrt(len(query))), np.float32(-np.inf), np.float32(0)
@@ -356,7 +285,7 @@ def attend_one(query, keys, values, scores, out):
         scores[s] = product * scale
         most = max(most, scores[s])
     for s in range(len(keys)):
-        scores[s] = exp(scores[s] - most)
+        scores[s] = exp(max(scores[s] - most, np.float32(-80)))
         total += scores[s]
     out[:] = 0
     for s in range(len(keys)):
@@ -366,23 +295,7 @@ def attend_one(query, keys, values, scores, out):
         out[i] /= total
 
 
-@numba.njit(**ordered)
-def exp(x):
-    """e**x for -87 < x < 88, to 2e-7; smaller x as -87. Plain arithmetic, so that a loop of it becomes vectors: 2**n by
-    writing n into the exponent's bits, the rest by its series."""
-    x = max(x, np.float32(-87))
-    shifted = x * np.float32(1.4426950408889634) + np.float32(12582912)  # 1.5 * 2**23: n in the lowest bits
-    n = shifted - np.float32(12582912)
-    r = x - n * np.float32(0.693359375) + n * np.float32(2.12194440e-4)
-    series = np.float32(1 / 5040) * r + np.float32(1 / 720)
-    series = (series * r + np.float32(1 / 120)) * r + np.float32(1 / 24)
-    series = (series * r + np.float32(1 / 6)) * r + np.float32(1 / 2)
-    series = (series * r + np.float32(1)) * r + np.float32(1)
-    power = np.int32((np.float32(shifted).view(np.int32) << 23) + 0x3F800000)
-    return series * power.view(np.float32)
-
-
-@numba.njit(**ordered)
+@compiled(**ordered)
 def relu_squared(hidden):
     for row in range(len(hidden)):
         for i in range(hidden.shape[1]):
@@ -390,7 +303,7 @@ def relu_squared(hidden):
             hidden[row, i] = positive * positive
 
 
-@numba.njit(parallel=True, **ordered)
+@compiled(parallel=True, **ordered)
 def softcap(logits):
     """SOFTCAP * tanh(z / SOFTCAP)"""
     for row in prange(len(logits)):

@@ -21,6 +21,7 @@ from nanochat.answer import Answer, Completion, Delta, Sampling, TokenLogprob
 from nanochat.cpu_forward import CpuForward
 from nanochat.kvcache import TorchForward
 from nanochat.lookup import Lookup
+from nanochat.program import Program
 from nanochat.sampler import choose, log_probabilities
 
 __all__ = ["Completion", "Delta", "Engine", "Request", "Sampling", "TokenLogprob"]
@@ -57,6 +58,7 @@ class Slot:
         self.prompt: list[int] = []  # tokens stored from the first position on that the next request can use again
         self.length = 0  # tokens stored
         self.request: Request | None = None
+        self.program: Program | None = None  # that the request waits for
         self.used = 0  # when it was taken last, to reuse the oldest first
 
 
@@ -72,11 +74,12 @@ class Engine:
         tokenizer,
         max_batch: int = 8,
         max_context: int | None = None,
-        int8: bool = False,
+        weights: str | None = None,
         guess: int = 3,
     ):
         """`max_context` None: the model's sequence_len, which is also the most there can be. Memory is taken here.
-        `int8`: weights in a quarter of the memory, on a CPU. `guess`: tokens that are guessed ahead, where it pays."""
+        `weights`, on a CPU: "float32", "bfloat16" or "int8"; None: the type that the model computes in.
+        `guess`: tokens that are guessed ahead, where it pays."""
         config = model.config
         self.max_context = config.sequence_len if max_context is None else max_context
         if max_batch < 1 or not 2 <= self.max_context <= config.sequence_len:
@@ -94,13 +97,14 @@ class Engine:
         self.device = next(model.parameters()).device
         self.guess = guess
         if CpuForward.fits(model):
-            self.forward = CpuForward(model, max_batch, self.max_context, int8)
-        elif int8:
-            raise ValueError("int8 weights are for a CPU and its usual type, float32.")
+            self.forward = CpuForward(model, max_batch, self.max_context, weights)
+        elif weights:
+            raise ValueError(f"weights={weights!r} is for a GPT on a CPU. Leave it out elsewhere.")
         else:
             self.forward = TorchForward(model, max_batch, self.max_context)
         self.slots = [Slot() for _ in range(max_batch)]
-        self.running = 0  # of the slots, the first ones
+        self.running = 0  # of the slots, the first ones; those that wait for a program are not among them
+        self.news = threading.Event()  # a request, a cancellation or the end of a program
         self.filling: Slot | None = None  # the slot whose prompt is being read; one at a time, so the next can share it
         self.waiting: deque[Request] = deque()
         self.lock = threading.Lock()  # for waiting
@@ -136,11 +140,13 @@ class Engine:
         request = Request(next(self.numbers), prompt, sampling, self.tokenizer, self.max_context - len(prompt))
         with self.lock:
             self.waiting.append(request)
+        self.news.set()
         return request
 
     def cancel(self, request: Request) -> None:
         """End a request wherever it is; any thread. Its Completion, reason "cancelled", comes from the next step."""
         request.cancelled = True
+        self.news.set()
 
     @property
     def model(self) -> nn.Module:
@@ -150,12 +156,17 @@ class Engine:
     @property
     def has_work(self) -> bool:
         """Is there anything for `step` to do? Any thread."""
-        return bool(self.running or self.filling or self.waiting)
+        return bool(self.running or self.filling or self.waiting or self.paused)
+
+    @property
+    def paused(self) -> list[Slot]:
+        """Slots whose answers wait for a program."""
+        return [slot for slot in self.slots if slot.program is not None]
 
     def stats(self) -> dict[str, int]:
         """What goes on now, and totals since the start. Any thread."""
         now = {
-            "running": self.running + (self.filling is not None),
+            "running": self.running + (self.filling is not None) + len(self.paused),
             "waiting": len(self.waiting),
             "slots": self.max_batch,
         }
@@ -164,9 +175,15 @@ class Engine:
     @torch.inference_mode()
     def step(self) -> list[tuple[Request, Delta | Completion]]:
         """Read on in the prompts, then one token for every running answer. What came of it, in order: a request's last
-        event is its Completion. One thread only. A fault of one request ends that one, with reason "error"."""
+        event is its Completion. One thread only. A fault of one request ends that one, with reason "error".
+
+        If all that there is are answers that wait for their programs, it waits too, for a tenth of a second at most."""
         events: list[tuple[Request, Delta | Completion]] = []
+        if self.paused and not (self.running or self.filling or self.waiting):
+            self.news.wait(0.1)
+        self.news.clear()
         self._end_cancelled(events)
+        self._go_on_after_programs()
         for _ in range(STEP_TOKENS // self.forward.chunk):
             if self.filling is None and not self._admit():
                 break
@@ -189,10 +206,10 @@ class Engine:
     def _admit(self) -> bool:
         """Give the first in the queue a slot, with the longest prefix of its prompt that lies in any slot."""
         with self.lock:
-            if not self.waiting or self.running >= self.max_batch:
+            free = [slot for slot in self.slots if slot.request is None]
+            if not self.waiting or not free:
                 return False
             request = self.waiting.popleft()
-        free = self.slots[self.running :]
         oldest = min(free, key=lambda slot: slot.used)
         shared = [self._shared(slot, request.prompt) for slot in self.slots]
         most = max(shared)
@@ -279,7 +296,7 @@ class Engine:
             rows = [start + ahead for _, _, start in going]
             some = logits if len(rows) == len(logits) else logits[rows]
             self._take_tokens([slot for slot, _, _ in going], some, events)
-            guessed = [one for one in going if one[0].request and ahead < len(one[1])]
+            guessed = [one for one in going if one[0].request and not one[0].program and ahead < len(one[1])]
             going = [one for one in guessed if one[0].request.answer.ids[-1] == one[1][ahead]]
             for slot, guess, _ in guessed:
                 if ahead == 0:
@@ -324,6 +341,18 @@ class Engine:
             self._release(slot, "stop", events)
         elif len(answer.ids) == request.most_tokens:
             self._release(slot, "length", events)
+        elif answer.program is not None:
+            slot.program = Program(answer.program, self.news.set)
+            self.running -= 1
+            self._move(slot, self.running)
+
+    def _go_on_after_programs(self) -> None:
+        for slot in self.paused:
+            if slot.program.output is not None:
+                slot.request.answer.hear(slot.program.output)
+                slot.program = None
+                self._move(slot, self.running)
+                self.running += 1
 
     def _release(self, slot: Slot, reason: str, events, error: Exception | None = None) -> None:
         """End the request of a slot. What it prefilled stays for the next one, unless something went wrong in it."""
@@ -332,6 +361,9 @@ class Engine:
             slot.prompt = (request.prompt + request.answer.ids)[: slot.length]
         if slot is self.filling:
             self.filling = None
+        elif slot.program is not None:
+            slot.program.stop()
+            slot.program = None
         else:
             self.running -= 1
             self._move(slot, self.running)

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +26,7 @@ from nanochat.calculator import calculate
 from nanochat.confinement import mac_command
 
 __all__ = ["Result", "Sandbox", "SandboxError", "Verdict", "accept_level", "calculate"]
-__all__ += ["check_program", "python_tool", "run_python", "sandbox_level"]
+__all__ += ["check_program", "open_sandbox", "python_tool", "run_python", "sandbox_level"]
 
 LEVELS = ("none", "basic", "strict")
 MAX_OUTPUT = 64 << 10  # bytes kept of what a program prints; one that prints more is stopped
@@ -145,15 +146,25 @@ class Sandbox:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def run(self, code: str, *, timeout: float = 5.0, memory_mb: int = 256, echo: bool = False) -> Result:
+    def run(
+        self,
+        code: str,
+        *,
+        timeout: float = 5.0,
+        memory_mb: int = 256,
+        echo: bool = False,
+        begun: Callable[["Run"], None] = lambda run: None,
+    ) -> Result:
         """Run a program. `timeout` in seconds of wall clock, `memory_mb` beyond the interpreter's own.
 
         `echo`: if its last statement is an expression, print the value, as an interactive Python does.
+        `begun` is given the Run when it has started; another thread may call its `stop`.
         """
         request = {"part": "program", "code": code, "echo": echo, "memory": memory_mb << 20}
 
         def attempt(host: socket.socket) -> Result:
             with Run(host, request, timeout) as run:
+                begun(run)
                 gather(run)
             done = run.exit == 0 and not run.killed
             return Result(done, run.text(run.output), run.explain(), run.killed == "time", run.seconds)
@@ -357,6 +368,15 @@ def shared_sandbox() -> Sandbox:
         return _open_shared(_accepted, os.getpid())  # a fork of this process takes its own
 
 
+def open_sandbox(level: str) -> None:
+    """Have the sandbox of this process ready. SystemExit, which says what to do, if this machine has none so strict."""
+    try:
+        accept_level(level)
+        shared_sandbox()
+    except SandboxError as error:
+        raise SystemExit(str(error)) from error
+
+
 @functools.cache
 def sandbox_level() -> tuple[str, tuple[str, ...]]:
     """What this machine offers, by trying it: ("strict" | "basic" | "none", the reasons)."""
@@ -372,12 +392,19 @@ def run_python(code: str, *, timeout: float = 5.0, memory_mb: int = 256) -> Resu
     return shared_sandbox().run(code, timeout=timeout, memory_mb=memory_mb)
 
 
-def python_tool(code: str, *, timeout: float = 5.0, memory_mb: int = 256, max_characters: int = 2000) -> str:
+def python_tool(
+    code: str,
+    *,
+    timeout: float = 5.0,
+    memory_mb: int = 256,
+    max_characters: int = 2000,
+    begun: Callable[[Run], None] = lambda run: None,
+) -> str:
     """What a chat model hears of its program: what it printed, its last value, and the last line of an error.
 
     Never empty, at most `max_characters`. Blocks for up to `timeout` seconds; any thread. SandboxError as `run_python`.
     """
-    result = shared_sandbox().run(code, timeout=timeout, memory_mb=memory_mb, echo=True)
+    result = shared_sandbox().run(code, timeout=timeout, memory_mb=memory_mb, echo=True, begun=begun)
     error = result.error.strip().splitlines()[-1:]
     text = "\n".join([result.output.rstrip("\n")][: bool(result.output)] + error) or "(no output)"
     return text if len(text) <= max_characters else text[: max_characters - 6] + " [...]"

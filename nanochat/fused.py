@@ -10,21 +10,7 @@ import numpy as np
 import torch
 from numba import types
 
-from nanochat.native import inlined, kernel
-
-f32 = np.float32
-
-
-@inlined
-def exp(x):
-    """e^x for |x| < 80, to 2e-7 of its value, from operations that vector units have: e^x = 2^k 2^f, |f| <= 1/2."""
-    t = x * f32(1.4426950408889634)  # 1 / ln 2
-    k = np.floor(t + f32(0.5))
-    f = (t - k) * f32(0.6931471805599453)
-    taylor = f32(1) + f * (
-        f32(1) + f * (f32(1 / 2) + f * (f32(1 / 6) + f * (f32(1 / 24) + f * (f32(1 / 120) + f * f32(1 / 720)))))
-    )
-    return taylor * np.int32((np.int32(k) + 127) << 23).view(f32)
+from nanochat.native import exp, f32, kernel
 
 
 @kernel(

@@ -3,6 +3,8 @@
 In: a function and the types of its arguments. Out: the same, compiled when first called, kept on disk.
 """
 
+import functools
+import re
 import sys
 import threading
 import zlib
@@ -10,10 +12,25 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numba
+import numpy as np
+
+f32 = np.float32
 
 # What kernels are made of. Counting references to arrays at every call would take most of the time, so `_nrt=False`
 # turns it off; such a function cannot make arrays.
 inlined = numba.njit(forceinline=True, _nrt=False, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+
+
+@inlined
+def exp(x):
+    """e^x for |x| < 87, to 2e-7 of its value, from operations that vector units have: e^x = 2^k 2^f, |f| <= 1/2."""
+    t = x * f32(1.4426950408889634)  # 1 / ln 2
+    k = np.floor(t + f32(0.5))
+    f = (t - k) * f32(0.6931471805599453)
+    taylor = f32(1) + f * (
+        f32(1) + f * (f32(1 / 2) + f * (f32(1 / 6) + f * (f32(1 / 24) + f * (f32(1 / 120) + f * f32(1 / 720)))))
+    )
+    return taylor * np.int32((np.int32(k) + 127) << 23).view(f32)
 
 
 class Kernel:
@@ -48,11 +65,27 @@ class Kernel:
         self.ready = True
 
 
+@functools.cache
 def source_stamp(file: Path) -> str:
-    """Changes with every file whose name begins like this one's (bpe_train, bpe, ...), of which kernels take functions.
-    numba looks at the file of the kernel itself only."""
-    status = [path.stat() for path in sorted(file.parent.glob(file.stem.split("_")[0] + "*.py"))]
-    return f"_{zlib.crc32(repr([(file.st_mtime_ns, file.st_size) for file in status]).encode()):08x}"
+    """Changes with the file and with those of ours that it imports from, and so on: machine code is made of them all.
+    numba looks at the file of the function itself only."""
+    files, stamp = [file], 0
+    for file in files:  # which grows
+        text = file.read_bytes()
+        stamp = zlib.crc32(text, stamp)
+        names = re.findall(rb"^from nanochat\.(\w+) import", text, re.MULTILINE)
+        files += [other for name in names if (other := file.with_name(f"{name.decode()}.py")) not in files]
+    return f"_{stamp:08x}"
+
+
+def compiled(**options) -> Callable[[Callable], Callable]:
+    """numba.njit for functions that call each other. The first call compiles; what it made is kept on disk."""
+
+    def decorate(function: Callable) -> Callable:
+        function.__qualname__ += source_stamp(Path(function.__code__.co_filename))  # a part of the file's name on disk
+        return numba.njit(nogil=True, cache=True, **options)(function)
+
+    return decorate
 
 
 def kernel(*signature, nrt: bool = False, vector: bool = False) -> Callable[[Callable], Kernel]:

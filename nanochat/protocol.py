@@ -330,6 +330,7 @@ class ChatShape:
     not look; with logprobs, so do the `ids` of all tokens since the chunk before, special ones and tools included."""
 
     prefix, whole, chunk = "chatcmpl-", "chat.completion", "chat.completion.chunk"
+    kinds = ("text",)  # the parts that are an answer's text
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
@@ -363,9 +364,10 @@ class ChatShape:
 
 
 class CompletionShape:
-    """/v1/completions."""
+    """/v1/completions. All parts are text here."""
 
     prefix, whole, chunk = "cmpl-", "text_completion", "text_completion"
+    kinds = ("text", "python", "python_output")
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer
@@ -385,4 +387,5 @@ class CompletionShape:
 
     def choice(self, index: int, completion: Completion, entries: list, reason: str) -> dict:
         logprobs = completion_logprobs(self.tokenizer, entries) if entries else None
-        return {"index": index, "text": completion.text, "logprobs": logprobs, "finish_reason": reason}
+        text = "".join(part["text"] for part in completion.parts)
+        return {"index": index, "text": text, "logprobs": logprobs, "finish_reason": reason}

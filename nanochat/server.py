@@ -60,6 +60,8 @@ class Settings:
     """Seconds after which a client that neither sends nor reads is cut off."""
     defaults: dict = field(default_factory=lambda: {"temperature": 0.8, "top_k": 50, "max_tokens": 1024})
     """Sampling for what a request leaves open."""
+    python: bool = False
+    """Run programs that the model writes, in the sandbox."""
     about: dict = field(default_factory=dict)
     """Shown on the page and in /v1/models."""
 
@@ -220,7 +222,7 @@ class Answer:
             index, event = item
             if isinstance(event, Completion):
                 choices[index] = self.shape.choice(index, event, entries.get(index, []), reason_of(event))
-            elif event.kind == "text":
+            elif event.kind in self.shape.kinds:
                 entries.setdefault(index, []).extend(event.logprobs)
         ordered = [choices[index] for index in sorted(choices)]
         return {**self.head, "object": self.shape.whole, "choices": ordered, "usage": self.usage()}
@@ -313,7 +315,8 @@ def add_answers(app: FastAPI, worker: Workers, tokenizer: Tokenizer, metrics: Me
         top = (body.top_logprobs or 0) if body.logprobs else None
         begin = await run_in_threadpool(body.begin_ids, tokenizer)
         grammar = body.response_format and await run_in_threadpool(body.response_format.grammar, grammars)
-        more = {"tools": body.tool_choice != "none" and grammar is None, "begin": begin, "grammar": grammar}
+        more = {"tools": body.tool_choice != "none" and grammar is None, "python": settings.python}
+        more |= {"begin": begin, "grammar": grammar}
         sampling = body.sampling(settings.defaults, tokenizer.vocab_size, logprobs=top, **more)
         prompt = await run_in_threadpool(body.prompt_ids, tokenizer)
         return await answer(request, body, ChatShape(tokenizer), [prompt], sampling)

@@ -23,6 +23,7 @@ from nanochat import checkpoint_manager
 from nanochat.common import base_dir, compute_dtype, pick_device, write_json
 from nanochat.configurator import parse
 from nanochat.engine import Completion, Engine, Sampling
+from nanochat.execution import open_sandbox
 from nanochat.terminal import dim, open_answer, printable
 
 HELP = """/new             forget the conversation and begin another
@@ -60,17 +61,27 @@ class Config:
     """the same seed gives the same answers; by default they differ each time"""
     max_tokens: int = 512
     """of an answer"""
+    python: bool = False
+    """run the programs that the model writes, in the sandbox. Off, since the quickstart's models know only the
+    calculator"""
+    sandbox: Literal["strict", "basic"] = "strict"
+    """least level of the sandbox for --python"""
+    weights: Literal["float32", "bfloat16", "int8"] = "bfloat16"
+    """on a CPU: smaller weights are faster, and less exact (see dev/LOG.md); a GPU has its own type"""
     device: str = "auto"
     """auto, cuda, mps or cpu"""
 
 
 def main(cfg: Config) -> None:
     device = pick_device(cfg.device)
+    if cfg.python:
+        open_sandbox(cfg.sandbox)
     try:
-        sampling = Sampling(cfg.max_tokens, cfg.temperature, cfg.top_k, cfg.top_p, seed=cfg.seed)
+        sampling = Sampling(cfg.max_tokens, cfg.temperature, cfg.top_k, cfg.top_p, seed=cfg.seed, python=cfg.python)
         path = checkpoint_manager.find(cfg.source, cfg.model_tag, cfg.step)
         checkpoint = checkpoint_manager.load(path=path, device=device, dtype=compute_dtype(device))
-        chat = Chat(Engine(checkpoint.model, checkpoint.tokenizer, max_batch=1), sampling)
+        weights = cfg.weights if device.type == "cpu" else None
+        chat = Chat(Engine(checkpoint.model, checkpoint.tokenizer, max_batch=1, weights=weights), sampling)
         if cfg.prompt is not None:
             chat.say(cfg.prompt)
             return

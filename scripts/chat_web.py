@@ -10,7 +10,7 @@ import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import torch
 import tyro
@@ -21,6 +21,7 @@ from nanochat.checkpoint_manager import Checkpoint
 from nanochat.common import compute_dtype, pick_device
 from nanochat.configurator import parse
 from nanochat.engine import Engine
+from nanochat.execution import open_sandbox
 from nanochat.pages import create_waiting_app
 from nanochat.server import Settings, create_app
 from nanochat.wall import LOCAL_NAMES
@@ -49,8 +50,8 @@ class Config:
     """other web sites whose pages may call the API, such as https://example.org"""
     gpus: int = 0
     """GPUs to use, each with a copy of the model; 0: all that there are"""
-    int8: bool = False
-    """weights in a quarter of the memory, on a CPU: faster for large models, and slightly less exact"""
+    weights: Literal["float32", "bfloat16", "int8"] = "bfloat16"
+    """on a CPU: smaller weights are faster, and less exact (see dev/LOG.md); a GPU has its own type"""
     max_batch: int = 8
     """answers that are written at the same time, on each GPU"""
     max_queue: int = 32
@@ -63,6 +64,11 @@ class Config:
     """default: choose among the likeliest tokens that share this probability"""
     max_tokens: int = 1024
     """default: tokens of an answer at most"""
+    python: bool = False
+    """run the programs that the model writes, in the sandbox. Off, since the quickstart's models know only the
+    calculator, and running what strangers make a model write should be asked for"""
+    sandbox: Literal["strict", "basic"] = "strict"
+    """least level of the sandbox for --python"""
 
 
 def main(cfg: Config) -> None:
@@ -101,12 +107,15 @@ def wait_for_model(cfg: Config, listener: socket.socket, missing: str) -> Path |
 
 def serve(cfg: Config, listener: socket.socket, path: Path) -> None:
     device = pick_device(cfg.device)
+    if cfg.python:
+        open_sandbox(cfg.sandbox)
     print(f"Loading {path} ...", flush=True)
     try:
         engines = []
         for each in devices(device, cfg.gpus):
             checkpoint = checkpoint_manager.load(path=path, device=each, dtype=compute_dtype(each))
-            engines.append(Engine(checkpoint.model, checkpoint.tokenizer, max_batch=cfg.max_batch, int8=cfg.int8))
+            weights = cfg.weights if each.type == "cpu" else None
+            engines.append(Engine(checkpoint.model, checkpoint.tokenizer, max_batch=cfg.max_batch, weights=weights))
     except ValueError as error:
         raise SystemExit(str(error)) from error
     settings = Settings(
@@ -116,6 +125,7 @@ def serve(cfg: Config, listener: socket.socket, path: Path) -> None:
         cors_origin=cfg.cors_origin,
         max_queue=cfg.max_queue,
         defaults={name: getattr(cfg, name) for name in ("temperature", "top_k", "top_p", "max_tokens")},
+        python=cfg.python,
         about=describe(checkpoint),
     )
     app = create_app(engines, checkpoint.tokenizer, settings)

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import math
 import threading
+import time
 from collections.abc import Iterator
 
 import numpy as np
@@ -295,19 +296,28 @@ def test_what_an_answer_is_made_to_say_is_read_at_once(model, tokenizer, letters
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# int8
+# Smaller weights
 
 
-def test_int8_weights_say_nearly_the_same(model, tokenizer, letters, compiled):
+@pytest.mark.parametrize("weights, far", [("bfloat16", 0.1), ("int8", 0.25)])
+def test_smaller_weights_say_nearly_the_same(model, tokenizer, letters, compiled, weights, far):
     sampling = Sampling(temperature=0, max_tokens=1, logprobs=3, logit_bias=letters)
     asked = prompts(8)
     exact = Engine(model, tokenizer, max_batch=8).generate(asked, sampling)
-    small = Engine(model, tokenizer, max_batch=8, int8=True).generate(asked, sampling)
+    small = Engine(model, tokenizer, max_batch=8, weights=weights).generate(asked, sampling)
     for a, b in zip(exact, small):
-        assert a.logprobs[0].logprob == pytest.approx(b.logprobs[0].logprob, abs=0.25)
+        assert a.logprobs[0].logprob == pytest.approx(b.logprobs[0].logprob, abs=far)
     assert any(a.logprobs != b.logprobs for a, b in zip(exact, small))
-    alone = Engine(model, tokenizer, max_batch=1, int8=True).generate(asked[3:4], sampling)[0]
+    alone = Engine(model, tokenizer, max_batch=1, weights=weights).generate(asked[3:4], sampling)[0]
     assert alone.logprobs == small[3].logprobs
+
+
+def test_a_model_in_bf16_is_read_as_such(model, tokenizer, letters, compiled):
+    half = copy.deepcopy(model)
+    half.compute_dtype = torch.bfloat16
+    sampling = Sampling(temperature=0, max_tokens=3, logprobs=3, logit_bias=letters)
+    a = Engine(half, tokenizer, max_batch=2).generate(prompts(2), sampling)
+    assert a == Engine(model, tokenizer, max_batch=2, weights="bfloat16").generate(prompts(2), sampling)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -537,6 +547,69 @@ def test_without_tools_nothing_is_forced(tokenizer):
     answer = ask_calculator(tokenizer, "1+1", "2", tools=False)
     assert all(answer.mask)
     assert answer.parts[-1]["text"] == "???done"
+
+
+# ---------------------------------------------------------------------------------------------------------------------
+# Programs
+
+
+def program_script(tokenizer, code: str, output: str) -> list[int]:
+    before = say(tokenizer, "so ", "<|python_start|>", code, "<|python_end|>")
+    forced = say(tokenizer, "<|output_start|>", output, "<|output_end|>")
+    return [*before, *say(tokenizer, "?") * len(forced), *say(tokenizer, "done", "<|assistant_end|>")]
+
+
+@pytest.mark.parametrize(
+    "code, output",
+    [("print(6 * 7)\n[n**2 for n in range(3)]", "42\n[0, 1, 4]"), ("1/0", "ZeroDivisionError: division by zero")],
+)
+def test_a_program_says_what_comes_next(tokenizer, code, output):
+    engine = scripted(tokenizer, program_script(tokenizer, code, output))
+    _, answer = collect(engine, Sampling(python=True, logprobs=0))
+    kinds = [(part["type"], part["text"]) for part in answer.parts]
+    assert kinds == [("text", "so "), ("python", code), ("python_output", output), ("text", "done")]
+    forced = say(tokenizer, "<|output_start|>", output, "<|output_end|>")
+    assert [id for id, chosen in zip(answer.ids, answer.mask) if not chosen] == forced
+    assert [entry.id for entry in answer.logprobs] == answer.ids
+    end = answer.ids.index(tokenizer.special["<|output_end|>"]) + 1
+    for kept in (3, end - 2, end, end + 2):
+        again = collect(engine, Sampling(python=True, begin=answer.ids[:kept]))[1]
+        assert (again.ids, again.parts) == (answer.ids, answer.parts)
+    other = [
+        *answer.ids[: end - 2],
+        *say(tokenizer, "?!"),
+        answer.ids[end - 1],
+    ]  # it is not run again: this output stays
+    assert collect(engine, Sampling(python=True, begin=other))[1].ids[: len(other)] == other
+
+
+def test_without_being_asked_for_no_program_runs(tokenizer):
+    script = program_script(tokenizer, "print(1)", "error")
+    assert collect(scripted(tokenizer, script))[1].parts[2] == {"type": "python_output", "text": "error"}
+
+
+def test_while_a_program_runs_the_others_go_on_and_to_cancel_kills_it(tokenizer):
+    code = "while True: pass"
+    engine = scripted(tokenizer, program_script(tokenizer, code, "x"), max_batch=3)
+    waits = [engine.submit([0], Sampling(python=True)) for _ in range(2)]
+    while len(engine.paused) < 2:
+        engine.step()
+    runs = {slot.request: slot.program for slot in engine.paused}
+    first, second = (runs[request] for request in waits)
+    started = time.monotonic()
+    others = engine.generate([[0], [0, 0, 0], [0]], Sampling(tools=False))
+    assert time.monotonic() - started < 3 and all(other.finish_reason == "stop" for other in others)
+    assert engine.stats()["running"] == 2 and not any(request.finished for request in waits)
+    engine.cancel(waits[0])
+    engine.step()
+    assert waits[0].completion.finish_reason == "cancelled" and engine.stats()["running"] == 1
+    while first.output is None:
+        assert time.monotonic() - started < 4, "the program outlived its request"
+        time.sleep(0.01)
+    assert "SIGKILL" in first.output and second.output is None
+    engine.cancel(waits[1])
+    engine.step()
+    assert not engine.has_work
 
 
 # ---------------------------------------------------------------------------------------------------------------------

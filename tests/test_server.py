@@ -1,6 +1,7 @@
 """The HTTP API: the official client against a real server process with a real (tiny) model, and everything that clients
 get wrong or do badly against a scripted engine."""
 
+import asyncio
 import json
 import logging
 import os
@@ -20,9 +21,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 from serving import ScriptedEngine, byte_tokenizer, free_port, say, serve, words
+from starlette.testclient import TestClient
 
-from nanochat.engine import Completion, Engine, Sampling
-from nanochat.server import Settings
+from dev.storm import storm
+from nanochat.answer import Answer
+from nanochat.engine import Completion, Delta, Engine, Sampling
+from nanochat.server import Settings, create_app
+from nanochat.tokenizer import SPECIAL_TOKENS
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -53,7 +58,7 @@ def checkpoint(tiny_tokenizer, tmp_path_factory):
 def start_process(base: Path, *flags: str) -> tuple[subprocess.Popen, str]:
     port = free_port()
     process = subprocess.Popen(
-        [sys.executable, "-m", "scripts.chat_web", f"--port={port}", "--device=cpu", "--max_batch=4", *flags],
+        [sys.executable, "-m", "scripts.chat_web", f"--port={port}", "--device=cpu", *flags],
         env={**os.environ, "NANOCHAT_BASE_DIR": str(base), "OMP_NUM_THREADS": "1"},
         cwd=Path(__file__).parent.parent,
         stdout=subprocess.PIPE,
@@ -74,7 +79,7 @@ def start_process(base: Path, *flags: str) -> tuple[subprocess.Popen, str]:
 
 @pytest.fixture(scope="module")
 def real(checkpoint):
-    process, url = start_process(checkpoint[0])
+    process, url = start_process(checkpoint[0], "--max_batch=8", "--max_queue=200")
     with process, openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0) as client:
         client.process = process
         yield client
@@ -95,7 +100,7 @@ def test_the_model_is_listed(real):
 
 def test_greedy_answers_are_those_of_the_engine(real, checkpoint, tiny_tokenizer):
     prompt = tiny_tokenizer.render_for_completion({"messages": HELLO})
-    engine = Engine(checkpoint[1], tiny_tokenizer, max_batch=1)
+    engine = Engine(checkpoint[1], tiny_tokenizer, max_batch=1, weights="bfloat16")
     (expected,) = engine.generate([prompt.tolist()], Sampling(max_tokens=40, temperature=0))
     whole = real.chat.completions.create(model="nanochat-tiny", messages=HELLO, temperature=0, max_tokens=40)
     assert whole.choices[0].message.content == expected.text
@@ -212,6 +217,12 @@ def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(real):
     assert error.value.code == "context_length_exceeded"
 
 
+def test_hanging_up_frees_places_and_changes_no_other_answer(real):
+    """The full size, 200 and 200, is `python -m dev.storm`."""
+    different, freed = asyncio.run(storm(f"http://127.0.0.1:{real.base_url.port}", 40, seed=1))
+    assert different == 0 and freed < 1.5
+
+
 def test_sigterm_lets_answers_finish(real):
     """The last of the real ones: it ends the process."""
     ask = {"model": "nanochat-tiny", "messages": HELLO, "temperature": 0, "max_tokens": 300}
@@ -238,6 +249,14 @@ def test_a_taken_port_is_said_clearly():
 
     with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(SystemExit, match="--port"):
         main(Config(port=taken.getsockname()[1]))
+
+
+def test_small_packets_are_sent_at_once():
+    """asyncio turns Nagle's algorithm off for sockets of this protocol only; with it a first token waits 40 ms."""
+    from scripts.chat_web import listen
+
+    with listen("127.0.0.1", 0) as listener:
+        assert listener.proto == socket.IPPROTO_TCP
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -335,6 +354,19 @@ def test_bad_plain_completions(server, body):
     assert response.status_code == 400 and response.json()["error"]["message"]
 
 
+def test_plain_completions_show_every_part():
+    tokenizer = byte_tokenizer()
+    deltas = [Delta("a"), Delta("1+1", "python"), Delta("2", "python_output"), Delta("b")]
+    with (
+        serve(ScriptedEngine(tokenizer, lambda prompt: deltas), tokenizer) as url,
+        httpx.Client(base_url=url) as client,
+    ):
+        whole = client.post("/v1/completions", json={"prompt": "x"}).json()["choices"][0]["text"]
+        lines = client.post("/v1/completions", json={"prompt": "x", "stream": True}).text.splitlines()
+        events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
+        assert whole == "a1+12b" == "".join(event["choices"][0]["text"] for event in events)
+
+
 def test_other_refusals(server):
     assert server.post("/v1/chat/completions", json=chat(model="gpt-4")).json()["error"]["code"] == "model_not_found"
     assert server.post("/v1/chat/completions", content=b"{" + b" " * 2**21 + b"}").status_code == 413
@@ -397,33 +429,83 @@ def test_content_in_parts_and_several_messages_of_one_role(server):
     assert one["count"] == len(one["tokens"]) and one["context"] == 4096
 
 
-SPECIAL = [
-    "<|bos|>",
-    "<|user_end|>",
-    "<|assistant_start|>",
-    "<|output_end|>",
-    "<|",
-    "|>",
-    "<|python_",
-    "start|>",
-    "＜|bos|＞",
-    "x",
+def half(name: str) -> st.SearchStrategy[str]:
+    """One half of a special token's name, cut anywhere."""
+    cut = st.integers(1, len(name) - 1)
+    return cut.map(lambda place: name[:place]) | cut.map(lambda place: name[place:])
+
+
+LOOK_ALIKES = [
+    alike(name)
+    for name in SPECIAL_TOKENS
+    for alike in (
+        lambda name: name.replace("<", "＜").replace(">", "＞"),
+        lambda name: name.replace("|", "｜"),
+        lambda name: f"{name[:4]}\u200b{name[4:]}",
+        str.upper,
+        lambda name: name.replace("|", " | "),
+    )
 ]
+names = st.sampled_from(SPECIAL_TOKENS)
+pieces = names | names.flatmap(half) | st.sampled_from(LOOK_ALIKES) | st.text(max_size=5)
+spelled = st.lists(pieces, min_size=1, max_size=6).map("".join).filter(str.strip)
 
 
-@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(st.lists(st.sampled_from(SPECIAL), min_size=1, max_size=6).map("".join))
-def test_special_tokens_are_inert_in_every_field(server, text):
+class Recording(ScriptedEngine):
+    """Keeps what it was asked last."""
+
+    def submit(self, prompt, sampling):
+        self.asked = super().submit(prompt, sampling)
+        return self.asked
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    engine = Recording(byte_tokenizer(), lambda prompt: say("ok"))
+    with TestClient(create_app(engine, engine.tokenizer, Settings(host="testserver"))) as client:
+        wait_until(lambda: client.get("/health").status_code == 200)
+        yield client, engine
+
+
+def every_field(text: str) -> dict:
+    """A request that has the text wherever a client can put one."""
     answer = [{"type": kind, "text": text} for kind in ("text", "python", "python_output")]
-    messages = [{"role": "system", "content": text}, {"role": "user", "content": text}]
-    messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": text}]
-    plain = json.loads(json.dumps(messages).replace(json.dumps(text)[1:-1], "x"))
-    special = [
-        [id for id in server.post("/v1/tokenize", json={"messages": m}).json()["tokens"] if id >= 256]
-        for m in (messages, plain)
+    messages = [{"role": role, "content": text, "name": text} for role in ("system", "user")]
+    messages += [
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": [{"type": "text", "text": text}]},
     ]
-    assert special[0] == special[1]
-    assert max(server.post("/v1/tokenize", json={"text": text}).json()["tokens"]) < 256
+    schema = {"name": text, "description": text, "schema": {"enum": [text], "title": text}}
+    form = {"type": "json_schema", "json_schema": schema}
+    return {"messages": messages, "begin_with": text, "stop": [text[:256]], "response_format": form, "user": text}
+
+
+@settings(max_examples=100, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(spelled)
+def test_special_tokens_are_inert_in_every_field(recorded, text):
+    client, engine = recorded
+    prompts = []
+    for one in (text, "x"):
+        response = client.post("/v1/chat/completions", json=every_field(one))
+        assert response.status_code == 200, response.text
+        prompts.append([id for id in engine.asked.prompt if id >= 256])
+    assert prompts[0] == prompts[1] and len(prompts[0]) == 12  # the frame's own, and no other
+    client.post("/v1/chat/completions", json=every_field(text))
+    sampling, end = engine.asked.sampling, engine.tokenizer.special["<|assistant_end|>"]
+    assert max(sampling.begin) < 256 and sampling.stop == (text[:256],)
+    grammar, said = sampling.grammar.copy(), []
+    while (allowed := grammar.allowed().nonzero()[0].tolist()) != [end]:  # what may be said is the text, byte by byte
+        assert max(allowed) < 256
+        said.append(allowed[0])
+        grammar.take(said[-1])
+    assert json.loads(bytes(said)) == text
+    for prompt in (text, ["x", text]):
+        assert client.post("/v1/completions", json={"prompt": prompt, "stop": text[:256]}).status_code == 200
+        assert max(engine.asked.prompt[1:]) < 256 and engine.asked.prompt[0] == engine.tokenizer.bos_id
+    assert max(client.post("/v1/tokenize", json={"text": text}).json()["tokens"]) < 256
+    heard = Answer(engine.tokenizer, Sampling())
+    heard.hear(text)
+    assert [id for id in heard.forced if id >= 256] == [heard.forced[0], heard.forced[-1]]
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -659,10 +741,6 @@ def test_health_is_503_until_the_engine_is_warm():
     class Slow(ScriptedEngine):
         def generate(self, prompts, sampling):
             warm.wait(10)
-
-    from starlette.testclient import TestClient
-
-    from nanochat.server import create_app
 
     warm, tokenizer = threading.Event(), byte_tokenizer()
     app = create_app(Slow(tokenizer, script), tokenizer, Settings(host="testserver"))

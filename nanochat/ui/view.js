@@ -65,9 +65,12 @@ export function blocksOf(parts) {
   return blocks.filter((block) => block.kind === "tool" || block.text.trim());
 }
 
+const PROGRAM = /\n|;|\b(print|import|for|def)\b|[^=!<>]=[^=]/; // what is more than an expression
+
 function toolCard(block) {
-  const long = (block.code ?? "").includes("\n");
-  const card = element("div", { class: long ? "tool long" : "tool", role: "group", "aria-label": long ? "Python" : "Calculator" }, icon("tool"));
+  const long = `${block.code}${block.output}`.includes("\n");
+  const name = PROGRAM.test(block.code ?? "") ? "Python" : "Calculator";
+  const card = element("div", { class: long ? "tool long" : "tool", role: "group", "aria-label": name }, icon("tool"));
   if (block.code !== null) card.append(element("code", { class: "tool-code" }, block.code));
   if (block.output !== null) {
     card.append(element("span", { class: "tool-equals" }, long ? "→" : "="), element("code", { class: "tool-output" }, block.output));
