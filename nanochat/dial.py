@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
 
 from nanochat import checkpoint_manager
-from nanochat.common import Dist, compute_dtype, describe_machine, format_seconds, peak_memory, synchronize
+from nanochat.common import Dist, compute_dtype, describe_machine, format_seconds, peak_flops, peak_memory, synchronize
 from nanochat.engine import Engine, Sampling
 from nanochat.gpt import GPT
 from nanochat.muon import Muon
@@ -25,6 +26,11 @@ from nanochat.trainer import State, next_token_loss, train_step
 
 MATMUL = {"cpu": 1024, "mps": 2048, "cuda": 8192}  # side of the matrices that the device is timed with
 USUAL_SHARE = 0.5  # of the device's own matrix products that training reaches, as long as nothing was measured
+# Of the published FLOP/s, by channels: what Karpathy's nanochat reaches in bf16 on H100 at depths 8, 12, 18 and 24.
+SHARE_BY_WIDTH = ((512, 0.40), (768, 0.41), (1152, 0.46), (1536, 0.50))
+# Numbers that the layers keep for the backward pass, for each channel of a token. torch.compile saves many of them:
+# 18 is the one with which the published batch sizes fit on GPUs of 80 and 24 GB (tests/test_forecast.py).
+KEPT = {"cpu": 30, "mps": 30, "cuda": 18}
 
 
 def matmul_flops(device: torch.device) -> float:
@@ -40,15 +46,26 @@ def matmul_flops(device: torch.device) -> float:
     return 2 * len(a) ** 3 / best
 
 
-def training_bytes(model: GPT, optimizers: list, device_rows: int, dist: Dist) -> int:
-    """About what a device holds in training: weights, gradients, its share of the moments, what the layers of one
-    micro-batch keep for the backward pass (about 30 numbers for each channel of a token), and a chunk of logits."""
-    c, number = model.config, 2 if compute_dtype(dist.device) == torch.bfloat16 else 4
-    weights = sum(p.numel() for p in model.parameters())
+def usual_share(n_embd: int) -> float:
+    """The part of a GPU's published bf16 FLOP/s that training reaches with so many channels."""
+    return float(np.interp(n_embd, *zip(*SHARE_BY_WIDTH)))
+
+
+def counts(model: GPT, optimizers: list) -> tuple[int, int]:
+    """How many numbers are weights, how many the moments of the optimizers on all ranks together."""
     moments = sum((1 if isinstance(o, Muon) else 2) * sum(p.numel() for p in o.params.values()) for o in optimizers)
-    kept = device_rows * c.sequence_len * c.n_embd * c.n_layer * 30
-    chunk = 3 * (256 if dist.device.type == "cpu" else 4096) * c.vocab_size
-    return 8 * weights + 4 * moments // dist.world_size + number * kept + 4 * chunk
+    return sum(p.numel() for p in model.parameters()), moments
+
+
+def training_bytes(
+    model: GPT, optimizers: list, device_rows: int, world_size: int, device_type: str, number: int
+) -> int:
+    """About what a device holds in training: weights, gradients, its share of the moments, what the layers of one
+    micro-batch keep for the backward pass in numbers of `number` bytes, and a chunk of logits."""
+    c, (weights, moments) = model.config, counts(model, optimizers)
+    kept = device_rows * c.sequence_len * c.n_embd * c.n_layer * KEPT[device_type]
+    chunk = 3 * (256 if device_type == "cpu" else 4096) * c.vocab_size
+    return 8 * weights + 4 * moments // world_size + number * kept + 4 * chunk
 
 
 def rates(optimizer) -> str:
@@ -66,8 +83,12 @@ def show_dial(
     c, table = model.config, Table(title=f"--depth={model.config.n_layer}", title_justify="left", box=None)
     for name in ("what", "value", "rule"):
         table.add_column(name, overflow="fold")
-    peak = matmul_flops(dist.device)
-    speed = USUAL_SHARE * peak * dist.world_size / model.flops_per_token()
+    peak, share = matmul_flops(dist.device), USUAL_SHARE
+    if published := peak_flops(dist.device):
+        share = usual_share(c.n_embd) * published / peak
+    speed = share * peak * dist.world_size / model.flops_per_token()
+    number = 2 if compute_dtype(dist.device) == torch.bfloat16 else 4
+    memory = training_bytes(model, optimizers, device_rows, dist.world_size, dist.device.type, number)
     tokens = num_iterations * batch_tokens if num_iterations else round(60 * minutes * speed)
     seconds = tokens / speed if num_iterations else 60 * minutes
     heads = f"{c.n_head} of {c.n_embd // c.n_head} channels"
@@ -91,8 +112,8 @@ def show_dial(
         ("FLOPs in all", f"{tokens * model.flops_per_token():.3g}", "forward and backward"),
         ("matrix products", f"{peak / 1e9:,.0f} GFLOP/s", "measured now, on one device"),
         ("time", f"about {format_seconds(seconds)}",
-         f"at {USUAL_SHARE:.0%} of that" if num_iterations else "--minutes"),
-        ("memory", f"about {training_bytes(model, optimizers, device_rows, dist) / 2**30:.1f} GiB a device", "weights, "
+         f"at {share:.0%} of that" if num_iterations else "--minutes"),
+        ("memory", f"about {memory / 2**30:.1f} GiB a device", "weights, "
          "gradients, moments, one micro-batch"),
     ]  # fmt: skip
     if price := price_an_hour(describe_machine(dist.device) | {"ranks": dist.world_size}):
