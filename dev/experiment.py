@@ -49,7 +49,7 @@ def train(model, optimizers, data: Data, tokens: int, batch_tokens: int, seed: i
     """Train on about `tokens` tokens with the usual schedule. {"steps", "tokens", "seconds", "bpb"}."""
     start, steps = time.monotonic(), max(1, round(tokens / batch_tokens))
     batches = data.batches(batch_tokens, seed)
-    state = fit(model, optimizers, batches, warmup_flat_warmdown(), State(), num_steps=steps)
+    state = fit(model, optimizers, batches, warmup_flat_warmdown(), State(), num_iterations=steps)
     seconds = time.monotonic() - start
     model.eval()
     bpb = evaluate_bpb(model, data.held_out, torch.from_numpy(data.tokenizer.token_bytes()), Dist())
