@@ -8,10 +8,11 @@ In: depths and minutes. Out: dev/scaling/NAME.json with every run, NAME.svg, and
 
 Every depth is trained with several amounts of compute, each a fresh run with its whole schedule, for the loss in the
 middle of a schedule says nothing; the best depth for each amount makes the curve L = E + A C^-a. A second series trains
-the smallest depth with steps of several sizes, to see how the best size grows with the run. A series that was stopped
-goes on when it is started again: what is in the file is not trained twice.
+the smallest depth with steps of several sizes, to see how the best size grows with the run. What is in the file is not
+trained twice, so a series that was stopped goes on when it is started again, and other flags add to it.
 """
 
+import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import build_optimizers
 from nanochat.trainer import Batch, next_token_loss, train_step
 
-BUDGETS = 6  # amounts of compute, each twice the one before
+BUDGETS = 6  # amounts of compute, each twice the one before: 1e12 FLOPs times a power of two
 LEAST_STEPS = 40  # a shorter run is all warm-up
 BATCH = 2048  # tokens of a step in the series of depths
 FOLDER = Path(__file__).parent / "scaling"
@@ -81,13 +82,14 @@ def flops_per_second(depth: int, vocab_size: int, dtype: str) -> float:
 def series(cfg: Config, data: Data) -> list[dict]:
     """The runs to make: {"depth", "tokens", "batch"}. Least compute first, so that a series cut short has a fit."""
     vocab_size = data.tokenizer.vocab_size
-    flops = {d: GPT(GPTConfig.from_depth(d, vocab_size, T)).flops_per_token() for d in cfg.depths}
     seconds_a_flop = sum(1 / flops_per_second(d, vocab_size, cfg.dtype) for d in cfg.depths)
-    shares = [2.0**-k for k in reversed(range(BUDGETS))]
-    most = 60 * cfg.minutes / (seconds_a_flop * sum(shares))
+    most = math.floor(
+        math.log2(60 * cfg.minutes / seconds_a_flop / 2 / 1e12)
+    )  # the smaller ones cost as much again
+    budgets = [1e12 * 2.0**k for k in range(most - BUDGETS + 1, most + 1)]
     runs = [
-        {"depth": d, "tokens": round(share * most / flops[d] / BATCH) * BATCH, "batch": BATCH}
-        for share in shares
+        {"depth": d, "tokens": round(budget / flops_per_token(d, vocab_size) / BATCH) * BATCH, "batch": BATCH}
+        for budget in budgets
         for d in cfg.depths
     ]
     runs += [{"depth": min(cfg.depths), "tokens": h, "batch": b} for h in cfg.horizons for b in cfg.batches]
@@ -100,17 +102,18 @@ def run_all(cfg: Config, path: Path) -> None:
     if record is None:
         about = {"data": cfg.data, "vocabulary": data.tokenizer.vocab_size, "context": T, "dtype": cfg.dtype}
         about |= {"eval_tokens": cfg.eval_tokens, "machine": describe_machine(torch.device("cpu"))}
-        record = {"about": about, "planned": series(cfg, data), "runs": []}
-    work = [run | {"flops": run["tokens"] * flops_of(run["depth"], record)} for run in record["planned"]]
+        record = {"about": about, "runs": []}
+    work = [run for run in series(cfg, data) if not any(alike(run, old) for old in record["runs"])]
+    for run in work:
+        run["flops"] = run["tokens"] * flops_per_token(run["depth"], data.tokenizer.vocab_size)
     progress = Progress("Scaling", sum(run["flops"] for run in work), "FLOP", every=0)
     done = 0.0
     for run in work:
-        if not any(all(old[key] == run[key] for key in ("depth", "tokens", "batch")) for old in record["runs"]):
-            model = build(run["depth"], data.tokenizer.vocab_size, record["about"]["dtype"])
-            result = train(model, build_optimizers(model), data, run["tokens"], run["batch"], seed=0)
-            record["runs"].append(run | {"weights": weights(model)} | result)
-            write_json(path, record)
-            progress.message(str(record["runs"][-1]))
+        model = build(run["depth"], data.tokenizer.vocab_size, cfg.dtype)
+        result = train(model, build_optimizers(model), data, run["tokens"], run["batch"], seed=0)
+        record["runs"].append(run | {"weights": weights(model)} | result)
+        write_json(path, record)
+        progress.message(str(record["runs"][-1]))
         done += run["flops"]
         progress.update(done)
 
@@ -120,8 +123,12 @@ def weights(model: GPT) -> int:
     return sum(p.numel() for p in model.blocks.parameters()) + model.head.weight.numel()
 
 
-def flops_of(depth: int, record: dict) -> float:
-    return GPT(GPTConfig.from_depth(depth, record["about"]["vocabulary"], T)).flops_per_token()
+def flops_per_token(depth: int, vocab_size: int) -> float:
+    return GPT(GPTConfig.from_depth(depth, vocab_size, T)).flops_per_token()
+
+
+def alike(a: dict, b: dict) -> bool:
+    return a["depth"] == b["depth"] and a["batch"] == b["batch"] and abs(a["tokens"] / b["tokens"] - 1) < 0.1
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -148,14 +155,17 @@ def jackknife(x: np.ndarray, y: np.ndarray) -> list[tuple[float, float, float]]:
 
 
 def envelope(runs: list[dict]) -> list[dict]:
-    """The best run for each amount of compute (equal to a twentieth), least compute first."""
-    best: list[dict] = []
-    for run in sorted(runs, key=lambda run: run["flops"]):
-        if best and run["flops"] < 1.2 * best[-1]["flops"]:
-            best[-1] = min(best[-1], run, key=lambda run: run["bpb"])
-        else:
-            best.append(run)
-    return best
+    """The best run for each amount of compute, least compute first."""
+    by_budget: dict[int, dict] = {}
+    for run in runs:
+        best = by_budget.setdefault(budget(run), run)
+        by_budget[budget(run)] = min(best, run, key=lambda run: run["bpb"])
+    return [by_budget[k] for k in sorted(by_budget)]
+
+
+def budget(run: dict) -> int:
+    """k of the nearest 1e12 * 2^k FLOPs."""
+    return round(math.log2(run["flops"] / 1e12))
 
 
 def slope(x, y) -> float:
@@ -178,17 +188,16 @@ def best_batches(runs: list[dict]) -> list[tuple[int, float]]:
 
 def split(record: dict) -> tuple[list[dict], list[dict]]:
     """(the series of depths, the series of step sizes)."""
-    horizons = {run["tokens"] for run in record["planned"] if run["batch"] != BATCH}
-    return [r for r in record["runs"] if r["tokens"] not in horizons], [
-        r for r in record["runs"] if r["tokens"] in horizons
-    ]
+    horizons = {run["tokens"] for run in record["runs"] if run["batch"] != BATCH}
+    of_batches = [run for run in record["runs"] if run["tokens"] in horizons]
+    return [run for run in record["runs"] if run not in of_batches], of_batches
 
 
 def report(record: dict) -> None:
     depths, batches = split(record)
     print("| FLOPs | " + " | ".join(f"depth {d}" for d in sorted({run["depth"] for run in depths})) + " |")
     for best in envelope(depths):
-        same = {r["depth"]: r["bpb"] for r in depths if best["flops"] / 1.2 < r["flops"] < 1.2 * best["flops"]}
+        same = {r["depth"]: r["bpb"] for r in depths if budget(r) == budget(best)}
         cells = [f"{same[d]:.4f}" if d in same else "" for d in sorted({run["depth"] for run in depths})]
         print(f"| {best['flops']:.2e} | " + " | ".join(cells) + " |")
     best = envelope(depths)

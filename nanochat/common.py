@@ -194,10 +194,21 @@ def setup(device: str = "auto") -> Iterator[Dist]:
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
-    """bf16 where the hardware multiplies it fast, else fp32 (CPUs without AMX multiply bf16 slower than fp32)."""
+    """What a model answers and is judged in: bf16 on GPUs that multiply it, else fp32."""
     if device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False):
         return torch.bfloat16
     return torch.float32
+
+
+def training_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
+    """What a model is trained in: "float32", "bfloat16", or "auto", which is bf16 where the hardware multiplies it at
+    least twice as fast. Some of Intel's CPUs know bf16 without AMX, and are slower with it (dev/LOG.md)."""
+    if name != "auto":
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[name]
+    cpu = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    if cpu.get("amx_bf16") or (cpu.get("avx512_bf16") and "AMD" in cpu.get("cpu_name", "")):
+        return torch.bfloat16
+    return compute_dtype(device)
 
 
 def peak_flops(device: torch.device) -> float | None:

@@ -33,9 +33,9 @@ SHARE_BY_WIDTH = ((512, 0.40), (768, 0.41), (1152, 0.46), (1536, 0.50))
 KEPT = {"cpu": 30, "mps": 30, "cuda": 18}
 
 
-def matmul_flops(device: torch.device) -> float:
-    """FLOP/s of a matrix product on this device in the type that the model computes in, the best of five."""
-    a = torch.ones(MATMUL[device.type], MATMUL[device.type], device=device, dtype=compute_dtype(device))
+def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOP/s of a matrix product on this device, the best of five."""
+    a = torch.ones(MATMUL[device.type], MATMUL[device.type], device=device, dtype=dtype)
     best = math.inf
     for _ in range(6):  # the first one warms up
         synchronize(device)
@@ -83,11 +83,11 @@ def show_dial(
     c, table = model.config, Table(title=f"--depth={model.config.n_layer}", title_justify="left", box=None)
     for name in ("what", "value", "rule"):
         table.add_column(name, overflow="fold")
-    peak, share = matmul_flops(dist.device), USUAL_SHARE
+    peak, share = matmul_flops(dist.device, model.compute_dtype), USUAL_SHARE
     if published := peak_flops(dist.device):
         share = usual_share(c.n_embd) * published / peak
     speed = share * peak * dist.world_size / model.flops_per_token()
-    number = 2 if compute_dtype(dist.device) == torch.bfloat16 else 4
+    number = model.compute_dtype.itemsize
     memory = training_bytes(model, optimizers, device_rows, dist.world_size, dist.device.type, number)
     tokens = num_iterations * batch_tokens if num_iterations else round(60 * minutes * speed)
     seconds = tokens / speed if num_iterations else 60 * minutes
@@ -110,7 +110,7 @@ def show_dial(
          "tokens / a step" if num_iterations else "--minutes"),
         ("FLOPs a token", f"{model.flops_per_token():.3g}", "6 a weight that multiplies, and attention"),
         ("FLOPs in all", f"{tokens * model.flops_per_token():.3g}", "forward and backward"),
-        ("matrix products", f"{peak / 1e9:,.0f} GFLOP/s", "measured now, on one device"),
+        ("matrix products", f"{peak / 1e9:,.0f} GFLOP/s", f"in {model.compute_dtype}, --dtype; measured now"),
         ("time", f"about {format_seconds(seconds)}",
          f"at {share:.0%} of that" if num_iterations else "--minutes"),
         ("memory", f"about {memory / 2**30:.1f} GiB a device", "weights, "
@@ -129,7 +129,6 @@ def rehearse(
 ) -> None:  # fmt: skip
     """One of everything that a run does, with its time: steps, evaluation, an answer, a checkpoint, which is deleted.
     An error shows up now and not after hours. The weights are spoiled by it."""
-    model.compute_dtype = compute_dtype(dist.device)
     forward = torch.compile(model) if dist.device.type == "cuda" else model
     state, steps = State(), iter(batches)
 
@@ -164,6 +163,7 @@ def rehearse(
     timed("first step", step)
     seconds = min(timed("step", step) for _ in range(2))
     model.eval()
+    model.compute_dtype = compute_dtype(dist.device)
     timed("evaluation", lambda: ", ".join(f"{name} {value:.4f}" for name, value in evaluate(model, False).items()))
     timed("an answer", answer)
     with tempfile.TemporaryDirectory() as folder:

@@ -8,6 +8,7 @@ import signal
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
+from typing import Literal
 
 import torch
 
@@ -22,6 +23,7 @@ from nanochat.common import (
     format_seconds,
     peak_flops,
     peak_memory,
+    training_dtype,
 )
 from nanochat.dataloader import Batches, ChatSource
 from nanochat.gpt import GPT
@@ -38,6 +40,8 @@ NOT_METRICS = {"step", "multiplier", "seconds", "loss", "tokens", "progress", "s
 class RunConfig:
     device: str = "auto"
     """auto, cuda, mps or cpu"""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """what the model computes in while it is trained; auto: bfloat16 where the hardware multiplies it faster"""
     seed: int = 0
     """of the weights and of the order of the data"""
     model_tag: str | None = None
@@ -74,6 +78,17 @@ def finished(checkpoint: checkpoint_manager.Checkpoint | None, dist: Dist) -> bo
         return False
     dist.print(f"Already trained: {checkpoint.path}. Leave out --resume to start over.")
     return True
+
+
+@contextmanager
+def judged(model: GPT, device: torch.device):
+    """While the model is evaluated it computes as it will when it is used."""
+    trained_in = model.compute_dtype
+    model.eval()
+    model.compute_dtype = compute_dtype(device)
+    yield
+    model.compute_dtype = trained_in
+    model.train()
 
 
 @contextmanager
@@ -120,7 +135,7 @@ def train(
     if checkpoint:
         checkpoint_manager.load_optimizers(checkpoint.path, optimizers)
         dist.print(f"{title}: going on from {checkpoint.path.name}")
-    model.compute_dtype = compute_dtype(dist.device)
+    model.compute_dtype = training_dtype(dist.device, cfg.dtype)
     forward = torch.compile(model) if dist.device.type == "cuda" else model
     log = MetricsLog(base_dir() / "logs" / f"{stage}-{tag}.jsonl", state.step, dist)
     progress = Progress(title, 1.0, "%", dist, done=state.progress)
@@ -155,10 +170,9 @@ def train(
             )
 
         def evaluate_and_log(step: Step) -> None:
-            model.eval()
-            values = evaluate(model, step.last)
-            samples = write_samples(model, tokenizer, stage) if dist.is_main else []
-            model.train()
+            with judged(model, dist.device):
+                values = evaluate(model, step.last)
+                samples = write_samples(model, tokenizer, stage) if dist.is_main else []
             log.log(step.state.step, **values, samples=samples)
             text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
             progress.message(f"{title}: step {step.state.step:,}, {text}")

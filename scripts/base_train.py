@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from nanochat.common import base_dir, setup
+from nanochat.common import base_dir, setup, training_dtype
 from nanochat.configurator import parse
 from nanochat.dataloader import Batches, DocumentSource
 from nanochat.dial import rehearse, show_dial
@@ -62,6 +62,7 @@ def main(cfg: Config) -> None:
         config = GPTConfig.from_depth(cfg.depth, tokenizer.vocab_size, cfg.max_seq_len)
         model = checkpoint.model if checkpoint else GPT(config).init_weights(torch.Generator().manual_seed(cfg.seed))
         model.to(dist.device)
+        model.compute_dtype = training_dtype(dist.device, cfg.dtype)
         tokens, batch_tokens = horizon(model, cfg.target_param_data_ratio, cfg.target_flops)
         rows = whole_rows(cfg.total_batch_size or batch_tokens, cfg.max_seq_len, dist)
         cfg = replace(cfg, total_batch_size=rows * cfg.max_seq_len)  # what the next stage starts from

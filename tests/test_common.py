@@ -65,6 +65,22 @@ def test_facts_of_the_machine_are_json():
     assert common.compute_dtype(CPU) == torch.float32
 
 
+@pytest.mark.parametrize(
+    "facts, dtype",
+    [
+        ({"avx512_bf16": True, "cpu_name": "AMD EPYC"}, torch.bfloat16),
+        ({"avx512_bf16": True, "cpu_name": "Intel Xeon"}, torch.float32),  # as fast as fp32 or slower
+        ({"avx512_bf16": True, "amx_bf16": True, "cpu_name": "Intel Xeon"}, torch.bfloat16),
+        ({"architecture": "arm64"}, torch.float32),
+    ],
+)
+def test_a_cpu_trains_in_what_it_multiplies_fast(monkeypatch, facts, dtype):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: facts)
+    assert common.training_dtype(CPU) == dtype and common.compute_dtype(CPU) == torch.float32
+    assert common.training_dtype(CPU, "float32") == torch.float32
+    assert common.training_dtype(CPU, "bfloat16") == torch.bfloat16
+
+
 def test_more_specific_names_of_gpus_come_first():
     names = list(common.PEAK_FLOPS)
     for place, name in enumerate(names):

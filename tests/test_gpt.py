@@ -14,6 +14,7 @@ from nanochat.gpt import (
     GPTConfig,
     linear_cross_entropy,
     norm,
+    plain_attention,
     relu_squared,
     rotary_angles,
     rotate,
@@ -190,3 +191,26 @@ def test_half_precision_model_is_close(tiny_model, tiny_config):
 def test_a_shape_that_does_not_fit_is_refused():
     with pytest.raises(ValueError, match="n_head"):
         GPTConfig(50, 16, n_layer=1, n_head=3, n_kv_head=3, n_embd=32)
+
+
+@pytest.mark.parametrize("T", [1, 7, 64])
+def test_plain_attention_is_attention(T):
+    g = torch.Generator().manual_seed(T)
+    q, k, v = (torch.randn(2, 3, T, 8, generator=g).requires_grad_() for _ in range(3))
+    weight = torch.randn(2, 3, T, 8, generator=g)
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3)
+    found = plain_attention(q, k, v, 0.3)
+    torch.testing.assert_close(found, expected)
+    wanted = torch.autograd.grad((expected * weight).sum(), (q, k, v))
+    torch.testing.assert_close(torch.autograd.grad((found * weight).sum(), (q, k, v)), wanted)
+
+
+def test_a_model_trained_in_bf16_has_nearly_the_same_gradients(tiny_model, tiny_config):
+    idx, grads = tokens(tiny_config, 2, 17), []
+    for dtype in (torch.float32, torch.bfloat16):
+        model = copy.deepcopy(tiny_model)
+        model.compute_dtype = dtype
+        model(idx[:, :-1], targets=idx[:, 1:]).backward()
+        grads.append(torch.cat([p.grad.flatten() for p in model.blocks.parameters()]))
+        assert all(p.grad.dtype == torch.float32 for p in model.parameters())
+    assert F.cosine_similarity(*grads, dim=0) > 0.99

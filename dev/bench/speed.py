@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-from nanochat.common import Dist, compute_dtype, describe_machine, peak_memory, setup, synchronize
+from nanochat.common import Dist, compute_dtype, describe_machine, peak_memory, setup, synchronize, training_dtype
 from nanochat.configurator import parse
 from nanochat.dial import matmul_flops
 from nanochat.engine import Engine, Sampling
@@ -125,16 +125,17 @@ def copy_bandwidth(device: torch.device) -> float:
 
 def main(cfg: Config) -> None:
     with setup(cfg.device) as dist:
-        peak, bandwidth = matmul_flops(dist.device), copy_bandwidth(dist.device)
+        peak, bandwidth = matmul_flops(dist.device, training_dtype(dist.device)), copy_bandwidth(dist.device)
         machine = describe_machine(dist.device)
         print(f"{machine['device']} ({machine['processor']}), torch {machine['torch']}, commit {machine['commit']}")
         print(f"matrix products {peak / 1e12:.2f} TFLOP/s, copying {bandwidth / 1e9:.0f} GB/s, both measured now")
         for depth in cfg.depths:
             model = GPT(GPTConfig.from_depth(depth, cfg.vocab_size, cfg.max_seq_len)).to(dist.device)
             model.init_weights(torch.Generator(dist.device).manual_seed(0))
-            model.compute_dtype = compute_dtype(dist.device)
+            model.compute_dtype = training_dtype(dist.device)
             print(f"\ndepth {depth}\n  training{'rows':>6}{'ms a step':>12}{'tokens/s':>14}{'of peak':>12}{'GiB':>12}")
             print(f"          {training(model, cfg, dist, peak)}", flush=True)
+            model.compute_dtype = compute_dtype(dist.device)
             print(f"  answers {'at once':>6}{'prompts, s':>11}{'tokens/s':>14}{'bandwidth':>12}")
             for count in cfg.batches:
                 print(f"          {answering(model, count, cfg, dist, bandwidth)}", flush=True)
