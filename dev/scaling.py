@@ -83,9 +83,7 @@ def series(cfg: Config, data: Data) -> list[dict]:
     """The runs to make: {"depth", "tokens", "batch"}. Least compute first, so that a series cut short has a fit."""
     vocab_size = data.tokenizer.vocab_size
     seconds_a_flop = sum(1 / flops_per_second(d, vocab_size, cfg.dtype) for d in cfg.depths)
-    most = math.floor(
-        math.log2(60 * cfg.minutes / seconds_a_flop / 2 / 1e12)
-    )  # the smaller ones cost as much again
+    most = math.floor(math.log2(60 * cfg.minutes / seconds_a_flop / 2 / 1e12))  # the smaller ones cost as much again
     budgets = [1e12 * 2.0**k for k in range(most - BUDGETS + 1, most + 1)]
     runs = [
         {"depth": d, "tokens": round(budget / flops_per_token(d, vocab_size) / BATCH) * BATCH, "batch": BATCH}
