@@ -34,14 +34,8 @@ class AdamW:
         weight_decay: float = 0.0,
         dist: Dist = Dist(),
     ):
-        self.params, self.lr, self.betas, self.eps, self.weight_decay, self.dist = (
-            params,
-            lr,
-            betas,
-            eps,
-            weight_decay,
-            dist,
-        )
+        self.params, self.lr, self.betas, self.dist = params, lr, betas, dist
+        self.eps, self.weight_decay = eps, weight_decay
         self.steps = 0
         self.mean = {name: torch.zeros(self._share(p), device=p.device) for name, p in params.items()}
         self.square = {name: torch.zeros_like(mean) for name, mean in self.mean.items()}

@@ -57,9 +57,9 @@ class RunConfig:
     lr_scale: float = 1.0
     """multiplies all learning rates"""
     eval_every: int | None = None
-    """steps between evaluations; by default a tenth of the run"""
+    """steps between evaluations, with one at the end; by default a tenth of the run; 0: never"""
     save_every: int | None = None
-    """steps between checkpoints; by default a tenth of the run"""
+    """steps between checkpoints, with one at the end; by default a tenth of the run; 0: never"""
     keep_last: int = 2
     """checkpoints to keep"""
 
