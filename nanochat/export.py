@@ -88,7 +88,7 @@ def export(checkpoint: Checkpoint, to: str, folder: Path) -> Path:
         shutil.copy(SOURCES / "nanochat_model.py", temporary)
         save_file(weights(checkpoint), temporary / "model.safetensors", metadata={"format": "pt"})
         write_json(temporary / "config.json", config(checkpoint))
-        checkpoint.tokenizer.save(temporary / "tokenizer.json")
+        write_json(temporary / "tokenizer.json", tokenizer_json(checkpoint.tokenizer))
         if to == "hf":
             write_for_transformers(checkpoint, temporary)
         write_bytes(temporary / "README.md", card(checkpoint, to).encode())
@@ -132,6 +132,15 @@ def config(checkpoint: Checkpoint) -> dict:
         "softcap": gpt.SOFTCAP,
         "gate_channels": gpt.GATE_CHANNELS,
     }
+
+
+def tokenizer_json(tokenizer: Tokenizer) -> dict:
+    """Ours, and <|bos|> before every text unless add_special_tokens=False: the model has seen nothing without it."""
+    token = {"SpecialToken": {"id": BOS, "type_id": 0}}
+    first, second = ({"Sequence": {"id": which, "type_id": 0}} for which in "AB")
+    names = {BOS: {"id": BOS, "ids": [tokenizer.bos_id], "tokens": [BOS]}}
+    template = {"single": [token, first], "pair": [token, first, second], "special_tokens": names}
+    return tokenizer.to_json() | {"post_processor": {"type": "TemplateProcessing", **template}}
 
 
 def stop_ids(tokenizer: Tokenizer) -> list[int]:
@@ -208,7 +217,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 tokenizer = AutoTokenizer.from_pretrained("{folder}", trust_remote_code=True)
 model = AutoModelForCausalLM.from_pretrained("{folder}", trust_remote_code=True)
-inputs = tokenizer(tokenizer.bos_token + "{question}", return_tensors="pt")
+inputs = tokenizer("{question}", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0], skip_special_tokens=True))
 ```
 

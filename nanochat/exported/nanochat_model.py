@@ -176,7 +176,7 @@ def main() -> None:
     model, tokenizer = load(folder), Tokenizer.from_file(str(folder / "tokenizer.json"))
     tokenizer.encode_special_tokens = True  # text never becomes a special token
     special = tokenizer.token_to_id
-    ids = tokenizer.encode(args.text).ids
+    ids = tokenizer.encode(args.text, add_special_tokens=False).ids
     if model.config.chat:
         ids = [special("<|user_start|>"), *ids, special("<|user_end|>"), special("<|assistant_start|>")]
     ids = [special("<|bos|>"), *ids]
