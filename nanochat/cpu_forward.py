@@ -7,6 +7,7 @@ the weights are read once and multiplied as they come, which torch's dozens of s
 Activations, keys and values are fp32; the weights need not be.
 """
 
+import functools
 import sys
 import threading
 
@@ -57,6 +58,7 @@ class CpuForward:
         self.buffers = [np.zeros((rows, -(-width // TILE) * TILE), np.float32) for width in shapes.values()]
         self.scores = np.zeros((rows, c.n_head, length), np.float32)
         self.load(model)
+        start_threads()
         with said("compiling the model for this CPU, once ..."):
             self.decode([0], [0], [0], [-1])
 
@@ -137,6 +139,15 @@ class CpuForward:
         return torch.from_numpy(logits[: len(wanted), : self.vocab_size].copy())
 
 
+@functools.cache
+def start_threads() -> None:
+    """Start numba's threads. Doing so, it sets how many there are for all who use OpenMP, so for torch too, whose
+    bits depend on the number: it gets its own back."""
+    threads = torch.get_num_threads()
+    numba.set_num_threads(1)
+    torch.set_num_threads(threads)
+
+
 def most_threads() -> int:
     return max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
 
@@ -172,25 +183,22 @@ def forward(rows, lookups, matrices, small, cache, buffers):
     embed(ids, before, embedding, smear_gate, smear_scale, x, x0)
     for layer in range(len(qkv)):
         mix_and_norm(x, x0, residual_scale[layer], x0_scale[layer], channels, h)
-        heads[:] = 0
-        matmul(h, channels, qkv[layer], qkv_scale[layer], heads)
+        matmul(h, channels, qkv[layer], qkv_scale[layer], False, heads)
         table = which[layer]
         gate, value_embedding = gates[max(table, 0)], value_embeddings[max(table, 0)]
         store(
             heads, n_head, h, place, positions, cos, sin, table >= 0, gate, value_embedding, keys[layer], values[layer]
         )
         attend(heads, n_head, place, positions, keys[layer], values[layer], scores, y)
-        matmul(y, channels, proj[layer], proj_scale[layer], x)
+        matmul(y, channels, proj[layer], proj_scale[layer], True, x)
         mix_and_norm(x, x0, np.float32(1), np.float32(0), channels, h)
-        hidden[:] = 0
-        matmul(h, channels, fc[layer], fc_scale[layer], hidden)
+        matmul(h, channels, fc[layer], fc_scale[layer], False, hidden)
         relu_squared(hidden)
-        matmul(hidden, 4 * channels, mlp_proj[layer], mlp_scale[layer], x)
+        matmul(hidden, 4 * channels, mlp_proj[layer], mlp_scale[layer], True, x)
     for n, row in enumerate(wanted):
         norm_row(x[row], channels, h[n])
     some = len(wanted)
-    logits[:some] = 0
-    matmul(h[:some], channels, head[0], head_scale[0], logits[:some])
+    matmul(h[:some], channels, head[0], head_scale[0], False, logits[:some])
     softcap(logits[:some])
 
 
@@ -224,7 +232,8 @@ def embed(ids, before, embedding, gate_weights, gate_scale, x, x0):
             gate = np.float32(gate_scale) * sigmoid(gate)
             for i in range(channels):
                 x[row, i] += gate * previous[i]
-        x0[row, :channels] = x[row, :channels]
+        for i in range(channels):
+            x0[row, i] = x[row, i]
 
 
 @compiled(**ordered)
@@ -287,7 +296,8 @@ def attend_one(query, keys, values, scores, out):
     for s in range(len(keys)):
         scores[s] = exp(max(scores[s] - most, np.float32(-80)))
         total += scores[s]
-    out[:] = 0
+    for i in range(len(query)):
+        out[i] = np.float32(0)
     for s in range(len(keys)):
         for i in range(len(query)):
             out[i] += scores[s] * values[s, i]
@@ -303,10 +313,10 @@ def relu_squared(hidden):
             hidden[row, i] = positive * positive
 
 
-@compiled(parallel=True, **ordered)
+@compiled(**ordered)
 def softcap(logits):
     """SOFTCAP * tanh(z / SOFTCAP)"""
-    for row in prange(len(logits)):
+    for row in range(len(logits)):
         for i in range(logits.shape[1]):
             z = min(max(logits[row, i] * np.float32(2 / SOFTCAP), np.float32(-80)), np.float32(80))
             logits[row, i] = np.float32(SOFTCAP) - np.float32(2 * SOFTCAP) / (exp(z) + np.float32(1))

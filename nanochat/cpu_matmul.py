@@ -46,8 +46,8 @@ def tiles(matrices: list[torch.Tensor], kind: str) -> tuple[np.ndarray, np.ndarr
 
 
 @compiled(parallel=True, fastmath={"contract"})
-def matmul(x, n_in, weights, scales, out):
-    """out (R, n_out) += scales * (x (R, n_in) @ weights), a few rows at a time."""
+def matmul(x, n_in, weights, scales, add, out):
+    """out (R, n_out) = scales * (x (R, n_in) @ weights), plus what is there already if `add`; a few rows at a time."""
     for tile in prange(len(weights)):
         total = np.empty((ROWS, TILE), np.float32)
         for start in range(0, n_in, DEPTH):
@@ -61,7 +61,8 @@ def matmul(x, n_in, weights, scales, out):
                     sums_of_some(here[0], x.shape[1], here[1], count, place(total, 0))
                 for n in range(some):
                     for j in range(TILE):
-                        out[row + n, tile * TILE + j] += scales[tile, j] * total[n, j]
+                        old = out[row + n, tile * TILE + j] if add or start > 0 else np.float32(0)
+                        out[row + n, tile * TILE + j] = old + scales[tile, j] * total[n, j]
                 row += some
 
 

@@ -8,7 +8,7 @@ import asyncio
 from pathlib import Path
 
 from fastapi import FastAPI
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
+from fastapi.responses import HTMLResponse, JSONResponse, RedirectResponse
 from fastapi.staticfiles import StaticFiles
 from starlette.concurrency import run_in_threadpool
 
@@ -18,7 +18,12 @@ from nanochat.wall import Wall, add_error_handlers
 from nanochat.watch import list_runs, read_run
 
 UI = Path(__file__).resolve().parent / "ui"
-NO_CACHE = {"Cache-Control": "no-cache"}
+
+
+def page(name: str) -> HTMLResponse:
+    """A page of ui/, with the head that all of them share."""
+    text, head = ((UI / file).read_text(encoding="utf-8") for file in (name, "head.html"))
+    return HTMLResponse(text.replace("  <!-- head.html -->\n", head), headers={"Cache-Control": "no-cache"})
 
 
 def add_pages(app: FastAPI) -> None:
@@ -27,7 +32,7 @@ def add_pages(app: FastAPI) -> None:
 
     @app.get("/", include_in_schema=False)
     async def chat_page():
-        return FileResponse(UI / "index.html", headers=NO_CACHE)
+        return page("index.html")
 
     @app.post("/ui/render", include_in_schema=False)
     async def render(body: RenderRequest):
@@ -41,7 +46,7 @@ def add_pages(app: FastAPI) -> None:
 def add_training(app: FastAPI) -> None:
     @app.get("/training", include_in_schema=False)
     async def training_page():
-        return FileResponse(UI / "training.html", headers=NO_CACHE)
+        return page("training.html")
 
     @app.get("/training/runs", include_in_schema=False)
     async def runs():

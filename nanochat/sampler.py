@@ -40,13 +40,14 @@ def choose(logits: torch.Tensor, requests: Sequence) -> list[int]:
             cut = s.top_k > 0 or s.top_p < 1
             kinds.setdefault("few" if 0 < s.top_k <= 64 else "sorted" if cut else "all", []).append(row)
     for kind, rows in kinds.items():
-        part, candidates = logits[rows], None
+        at = torch.tensor(rows, device=logits.device)
+        part, candidates = logits if len(rows) == len(requests) else logits.index_select(0, at), None
         if kind != "all":
             part, candidates = part.topk(min(64, part.size(1)) if kind == "few" else part.size(1))
         drawn = draw(part, [requests[row] for row in rows])
         if candidates is not None:
             drawn = candidates.gather(1, drawn[:, None])[:, 0]
-        ids[rows] = torch.where(ids[rows] < 0, -1, drawn)
+        ids.index_copy_(0, at, torch.where(ids.index_select(0, at) < 0, -1, drawn))
     return ids.tolist()
 
 

@@ -14,8 +14,6 @@ from rich.markdown import Markdown
 from nanochat.markdown import settle
 
 REDRAW_EVERY = 0.06  # seconds
-BETWEEN = {("text", "python"): " `", ("text", "python_output"): " `", ("python", "python_output"): " = "}
-BETWEEN |= {("python", "text"): "` ", ("python_output", "text"): "` "}
 FENCE = re.compile(r"^ {0,3}```", re.MULTILINE)
 
 
@@ -40,23 +38,24 @@ class PlainAnswer:
 
 
 class MarkdownAnswer:
-    """For a terminal. A tool call is shown as code, `2 * 3 = 6`, where it was made."""
+    """For a terminal. A tool call is shown as code, `2 * 3 = 6`, where it was made; a program as a block of code."""
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(highlight=False)
-        self.pending, self.kind, self.shown = "", "text", 0.0  # what is not finished yet
+        self.pending, self.shown = "", 0.0  # what is not finished yet
+        self.tool: dict[str, str] = {}  # the call that is being made: its text and its output
         self.live = Live(console=self.console, auto_refresh=False, transient=True)
         self.live.start()
 
     def add(self, text: str, kind: str) -> None:
         """kind is "text", "python" or "python_output"."""
-        if kind != self.kind:
-            self.pending += {"python": " `", "python_output": " = " if self.kind == "python" else " `", "text": "` "}[
-                kind
-            ]
-            self.kind = kind
         text = printable(text)
-        self.pending += text if kind == "text" else text.replace("`", "'").replace("\n", "; ")
+        if kind == "text" or kind == "python" and "python_output" in self.tool:
+            self._end_tool()
+        if kind == "text":
+            self.pending += text
+        else:
+            self.tool[kind] = self.tool.get(kind, "") + text.replace("`", "'")
         self._print_finished()
         if time.monotonic() - self.shown > REDRAW_EVERY:
             self.shown = time.monotonic()
@@ -65,9 +64,20 @@ class MarkdownAnswer:
     def close(self) -> None:
         self.live.update("", refresh=True)
         self.live.stop()
-        text = self.pending + "`" * (self.kind != "text")
-        if text.strip():
-            self.console.print(self._markdown(text.strip("\n")))
+        self._end_tool()
+        if self.pending.strip():
+            self.console.print(self._markdown(self.pending.strip("\n")))
+
+    def _end_tool(self) -> None:
+        self.pending, self.tool = self.pending + self._tool(), {}
+
+    def _tool(self) -> str:
+        """The call as Markdown."""
+        if any("\n" in text for text in self.tool.values()):
+            languages = {"python": "python", "python_output": ""}
+            blocks = [f"```{languages[kind]}\n{text.rstrip()}\n```\n" for kind, text in self.tool.items()]
+            return "\n\n" + "".join(blocks) + "\n"
+        return f" `{' = '.join(self.tool.values())}` " if self.tool else ""
 
     def _print_finished(self) -> None:
         """A blank line outside of code ends a piece: nothing that comes later changes how it looks."""
@@ -82,9 +92,10 @@ class MarkdownAnswer:
 
     def _tail(self) -> str:
         """As much of what is pending as fits on the screen: of long code its end."""
-        lines, room = self.pending.split("\n"), max(4, self.console.height - 4)
+        text = self.pending + self._tool()
+        lines, room = text.split("\n"), max(4, self.console.height - 4)
         if len(lines) <= room:
-            return self.pending
+            return text
         fence = lines[0] if FENCE.match(lines[0]) else ""
         return "\n".join([fence, *lines[-room:]] if fence else lines[-room:])
 

@@ -1,4 +1,5 @@
-"""What the tests of the server and of the page share: a scripted engine, and a server that listens on a real port."""
+"""What the tests of the engine, of the server and of the page share: a scripted engine, a scripted model, and a server
+that listens on a real port."""
 
 import itertools
 import socket
@@ -8,9 +9,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import numpy as np
+import torch
 import uvicorn
 
 from nanochat.engine import Completion, Delta, Sampling
+from nanochat.gpt import GPTConfig
 from nanochat.server import Settings, create_app
 from nanochat.tokenizer import Tokenizer
 
@@ -100,6 +103,27 @@ class ScriptedEngine:
 
     def generate(self, prompts, sampling):
         return []
+
+
+class Scripted(torch.nn.Module):
+    """A model that says what a script tells it: after n tokens, the n-th id. Keeps the contract of the cache."""
+
+    def __init__(self, vocab_size: int, script: list[int], sequence_len: int = 128):
+        super().__init__()
+        self.config = GPTConfig(vocab_size, sequence_len, 1, 1, 1, 2)
+        self.compute_dtype = torch.float32
+        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.script = script
+
+    def forward(self, idx, cache, at):
+        B, T = idx.shape
+        cache.update(0, torch.zeros(B, T, 1, 2), torch.zeros(B, T, 1, 2))
+        stands = (cache.pos + at).tolist()
+        cache.advance(idx, at + 1)
+        logits = torch.full((B, self.config.vocab_size), -10.0)
+        for row, n in enumerate(stands):
+            logits[row, self.script[n % len(self.script)]] = 10.0
+        return logits
 
 
 def say(*pieces: str) -> list[Delta]:

@@ -254,6 +254,22 @@ def test_long_code_shows_its_end_while_it_is_written():
     assert tail.startswith("```python\n") and "x49" in tail and "x10" not in tail
 
 
+def test_a_sum_stays_in_its_line_and_a_program_is_a_block():
+    out = io.StringIO()
+    answer = MarkdownAnswer(Console(file=out, force_terminal=True, width=60, height=30, color_system=None))
+    for kind, text in [("text", "It is"), ("python", "2*"), ("python", "3"), ("python_output", "6"), ("text", "so.")]:
+        answer.add(text, kind)
+    assert answer.pending == "It is `2*3 = 6` so."
+    answer.add("x = 1\nprint(x)", "python")
+    assert "```python\nx = 1\nprint(x)\n```" in answer._tail()  # also while it runs
+    answer.add("1\n", "python_output")
+    answer.add("Done.", "text")
+    assert answer.pending == "Done."  # the rest is finished
+    answer.close()
+    text = [line.strip() for line in screen(out.getvalue())]
+    assert text == ["It is 2*3 = 6 so.", "x = 1", "print(x)", "1", "Done."]
+
+
 def test_in_a_real_terminal(base_dir, tiny_tokenizer):
     """A pseudo-terminal with the program in it: help, an answer, Ctrl-C in the middle of one, the history, the end."""
     model = GPT(GPTConfig(tiny_tokenizer.vocab_size, 4096, 1, 2, 1, 32)).init_weights(torch.Generator().manual_seed(0))

@@ -9,8 +9,11 @@ from nanochat.native import source_stamp
 
 
 def product(x: np.ndarray, weights: np.ndarray, scales: np.ndarray) -> np.ndarray:
-    out = np.zeros((len(x), len(weights) * TILE), np.float32)
-    matmul(x, x.shape[1], weights, scales, out)
+    out = np.ones((len(x), len(weights) * TILE), np.float32)
+    matmul(x, x.shape[1], weights, scales, False, out)
+    sums = out.copy()
+    matmul(x, x.shape[1], weights, scales, True, sums)
+    np.testing.assert_allclose(sums, 2 * out, rtol=1e-5, atol=1e-5)
     return out
 
 

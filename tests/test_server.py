@@ -20,9 +20,10 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from serving import ScriptedEngine, byte_tokenizer, free_port, say, serve, words
+from serving import Scripted, ScriptedEngine, byte_tokenizer, free_port, say, serve, words
 from starlette.testclient import TestClient
 
+from dev.fuzz_server import Config, fuzz
 from dev.storm import storm
 from nanochat.answer import Answer
 from nanochat.engine import Completion, Delta, Engine, Sampling
@@ -385,6 +386,14 @@ def test_other_refusals(server):
     assert server.post("/ui/render", json={"texts": ["x" * 200_001]}).status_code == 400
 
 
+if sys.version_info >= (3, 11):  # which schemathesis asks for
+
+    def test_schemathesis_finds_nothing(capfd):
+        """A sample; the full size is in the head of dev/fuzz_server.py."""
+        pytest.importorskip("schemathesis", reason="no schemathesis: pip install schemathesis")
+        assert fuzz(Config(examples=6)) == 0, capfd.readouterr().out
+
+
 ODD = st.recursive(
     st.none()
     | st.booleans()
@@ -622,6 +631,37 @@ def test_a_client_that_leaves_frees_its_slot_also_in_the_queue(stream):
             leaver.close()
         assert wait_until(lambda: metrics(client)["nanochat_running"] == 0, 1.5) < 1.5
         assert client.post("/v1/chat/completions", json=chat()).status_code == 200
+
+
+def engine_that_programs(code: str, output: str) -> Engine:
+    """Says HELLO's answer: a program, and "done" behind where the output comes."""
+    tokenizer = byte_tokenizer()
+    before = len(tokenizer.render_for_completion({"messages": HELLO})) - 1
+    start, end = (tokenizer.special[name] for name in ("<|python_start|>", "<|python_end|>"))
+    answer = [start, *code.encode(), end, *b"?" * (len(output) + 2), *b"done", tokenizer.special["<|assistant_end|>"]]
+    return Engine(Scripted(tokenizer.vocab_size, [0] * before + answer), tokenizer, max_batch=2)
+
+
+def test_a_program_runs_only_where_it_was_asked_for():
+    for python, output in ((True, "3"), (False, "error")):
+        engine = engine_that_programs("n = 1\nprint(n + 2)", output)
+        with serve(engine, engine.tokenizer, Settings(python=python)) as url, httpx.Client(base_url=url) as client:
+            message = client.post("/v1/chat/completions", json=chat()).json()["choices"][0]["message"]
+            assert message["content"] == "done" and message["parts"][1] == {"type": "python_output", "text": output}
+
+
+def test_who_leaves_while_a_program_runs_frees_the_place_and_kills_it():
+    engine = engine_that_programs("while True: pass", "")
+    with serve(engine, engine.tokenizer, Settings(python=True)) as url, httpx.Client(base_url=url) as client:
+        leaver = raw_post(url, chat(stream=True))
+        wait_until(lambda: engine.paused)
+        program = engine.paused[0].program
+        whole = client.post("/v1/chat/completions", json=chat(tool_choice="none")).json()
+        assert whole["choices"][0]["finish_reason"] == "stop" and program.output is None  # nobody waited for it
+        leaver.close()
+        wait_until(lambda: metrics(client)["nanochat_running"] == 0, 1.5)
+        wait_until(lambda: program.output is not None, 1.5)
+        assert "SIGKILL" in program.output
 
 
 def test_over_capacity_is_told_to_come_back():

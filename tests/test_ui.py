@@ -3,6 +3,7 @@ what a hostile model can do (nothing)."""
 
 import json
 import math
+import re
 import shutil
 from pathlib import Path
 
@@ -69,6 +70,9 @@ def script(prompt: str) -> list[Delta]:
     asked = prompt[-200:]
     if "slow" in asked:
         return words("slowly " * 3000)
+    if "program" in asked:
+        code = "for n in range(3):\n    print(n, n**2)"
+        return [*say("See: "), Delta(code, "python"), Delta("0 0\n1 1\n2 4", "python_output"), *say("Squares.")]
     if "1234" in asked:
         tool = [Delta("1234 * 56", "python"), Delta("69104", "python_output")]
         return [*say("I ", "count: "), *tool, *say("it is ", "**69104**.")]
@@ -229,7 +233,10 @@ def test_a_tool_call_is_a_card(open_page, engine, size, watch):
     assert answer.locator("strong").inner_text() == "69104"
     ask(page, "thanks")
     assert "1234 * 5669104it is" in engine.asked.text  # the model reads its call and the result again
-    assert not watch
+    program = ask(page, "a program").get_by_role("group", name="Python")
+    assert program.locator(".tool-code").inner_text() == "for n in range(3):\n    print(n, n**2)"
+    assert program.locator(".tool-output").inner_text() == "0 0\n1 1\n2 4"
+    assert fits(page) and not watch
 
 
 @both_sizes
@@ -578,6 +585,80 @@ def test_the_keyboard_is_enough(open_page):
     expect(page.locator(".pager-count")).to_have_text("2/2")
 
 
+def tab_to(page, target, key: str = "Enter") -> None:
+    """By Tab alone, as somebody does who has no mouse; then press the key there."""
+    for _ in range(60):
+        if target.evaluate("(element) => element === document.activeElement"):
+            return page.keyboard.press(key)
+        page.keyboard.press("Tab")
+    raise AssertionError(f"Tab never comes to {target}")
+
+
+def test_every_control_works_by_keyboard_alone(open_page, engine, tmp_path, watch):
+    page = open_page(permissions=["clipboard-read", "clipboard-write"], color_scheme="light")
+    named = lambda name: page.get_by_role("button", name=name, exact=True)  # noqa: E731
+    tab_to(page, named("Who are you?"))
+    expect(page.locator(".answer .tools")).to_be_visible()
+    tab_to(page, page.locator("#prompt"), "s")
+    page.keyboard.type("low")
+    tab_to(page, named("Send"))
+    expect(page.locator(".answer").nth(1).locator(".body")).to_contain_text("slowly")
+    tab_to(page, named("Stop the answer"))
+    expect(page.locator(".note")).to_have_text("You stopped this answer.")
+    tab_to(page, named("Copy this answer").first)
+    expect(page.locator("#status")).to_have_text("Copied.")
+    tab_to(page, named("Edit this message").first)
+    page.keyboard.press("Control+a")
+    page.keyboard.type("code")
+    tab_to(page, page.locator(".editor").get_by_role("button", name="Send"))
+    expect(page.locator("figure.code")).to_be_visible()
+    expect(page.locator(".answer .tools")).to_be_visible()
+    tab_to(page, named("Copy the code"))
+    assert page.evaluate("navigator.clipboard.readText()").startswith("def f(x)")
+    tab_to(page, page.locator(".answer").get_by_role("button", name="Answer again"))
+    expect(page.locator(".answer .pager-count")).to_have_text("2/2")
+    tab_to(page, page.locator(".answer").get_by_role("button", name="Previous version"))
+    expect(page.locator(".answer .pager-count")).to_have_text("1/2")
+    tab_to(page, page.locator(".user").get_by_role("button", name="Previous version"))
+    expect(page.locator(".bubble").first).to_have_text("Who are you?")
+
+    tab_to(page, named("Settings"))
+    tab_to(page, page.get_by_label("Temperature"), "Home")
+    tab_to(page, page.get_by_label("Seed"), "7")
+    tab_to(page, page.get_by_label("Colours"), "ArrowDown")
+    tab_to(page, named("Done"))
+    expect(page.get_by_role("dialog")).to_be_hidden()
+    expect(named("Settings")).to_be_focused()
+    tab_to(page, page.get_by_role("searchbox"), "z")
+    expect(page.locator("#no-chats")).to_have_text("No chat has these words.")
+    page.keyboard.press("Backspace")
+    tab_to(page, named("New chat"))
+    expect(page.locator("#empty")).to_be_visible()
+    page.keyboard.type("hello")
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer .tools")).to_be_visible()
+    assert (engine.asked.sampling.temperature, engine.asked.sampling.seed) == (0, 7)
+    tab_to(page, named("Rename hello"))
+    page.keyboard.type("Hi")
+    page.keyboard.press("Enter")
+    expect(page.locator(".chat-open").first).to_have_text("Hi")
+    tab_to(page, page.locator(".chat-open").nth(1))
+    expect(page.locator(".bubble").first).to_have_text("Who are you?")
+    with page.expect_download() as download:
+        tab_to(page, named("Export"))
+    download.value.save_as(tmp_path / "chats.json")
+    tab_to(page, page.locator("[aria-label='Delete Hi']"))  # only seen when its chat has the focus
+    expect(page.locator(".chat-open")).to_have_count(1)
+    tab_to(page, named("Undo"))
+    expect(page.locator(".chat-open")).to_have_count(2)
+    with page.expect_file_chooser() as chooser:
+        tab_to(page, named("Import"))
+    chooser.value.set_files(tmp_path / "chats.json")
+    tab_to(page, page.get_by_role("link", name="Training"))
+    expect(page).to_have_url(re.compile("/training$"))
+    assert not watch
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Tokens, with a real model
 
@@ -637,8 +718,9 @@ def test_another_token_can_be_chosen(open_page, real, size, watch):
 
 
 @both_schemes
-def test_tokens_by_keyboard_and_under_the_rules_of_axe(open_page, real, scheme, watch):
-    page = open_page(real, color_scheme=scheme, bypass_csp=True)
+@both_sizes
+def test_tokens_by_keyboard_and_under_the_rules_of_axe(open_page, real, scheme, size, watch):
+    page = open_page(real, color_scheme=scheme, **size, bypass_csp=True)
     long_answer(page)
     page.get_by_role("button", name="Tokens and their probabilities").focus()
     page.keyboard.press("Enter")
