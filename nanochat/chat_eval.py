@@ -80,7 +80,7 @@ def evaluate(
 
 
 @dataclass(frozen=True)
-class Answer:
+class Answered:
     index: int
     conversation: dict
     completions: list[Completion]
@@ -89,7 +89,7 @@ class Answer:
 
 def answer_with_letters(
     model, tokenizer, task, indices: Sequence[int], tokens_per_batch: int | None = None
-) -> Iterator[Answer]:
+) -> Iterator[Answered]:
     """The likeliest of each item's letters, read where the answer would begin. Longest prompts first."""
     device = next(model.parameters()).device
     budget = tokens_per_batch or (2048 if device.type == "cpu" else 65536)
@@ -105,7 +105,7 @@ def answer_with_letters(
             ids = [letter_id(tokenizer, letter) for letter in conversation["letters"]]
             best = int(row[ids].argmax())
             letter, prompt = conversation["letters"][best], prompts[i]
-            yield Answer(index, conversation, [say(letter, ids[best], len(prompt[0]))], prompt[1])
+            yield Answered(index, conversation, [say(letter, ids[best], len(prompt[0]))], prompt[1])
 
 
 @torch.inference_mode()
@@ -135,7 +135,7 @@ def say(text: str, token: int, prompt_tokens: int) -> Completion:
 
 def answer_with_text(
     engine, tokenizer, task, indices, base: Sampling, samples: int, seed: int, batch: int
-) -> Iterator[Answer]:
+) -> Iterator[Answered]:
     """Whole answers from the engine, about `batch` at a time."""
     limit = engine.model.config.sequence_len
     room = min(base.max_tokens, limit // 2)  # what a long prompt must leave for the answer
@@ -157,7 +157,7 @@ def answer_with_text(
             engine.generate([list(map(int, p)) for p, _ in requests], [sampling for _, sampling in requests])
         )
         for (index, conversation), (_, cut) in zip(items, prompts):
-            yield Answer(index, conversation, [next(completions) for _ in range(samples)], cut)
+            yield Answered(index, conversation, [next(completions) for _ in range(samples)], cut)
 
 
 def cut_prompt(ids: np.ndarray, limit: int) -> tuple[np.ndarray, bool]:
@@ -169,7 +169,7 @@ def draw_seed(*keys: int) -> int:
     return int(np.random.SeedSequence(keys).generate_state(1)[0])
 
 
-def describe(answer: Answer, correct: bool) -> dict:
+def describe(answer: Answered, correct: bool) -> dict:
     """A transcript for the report."""
     *before, reference = answer.conversation["messages"]
     return {

@@ -17,7 +17,6 @@ from nanochat.checkpoint_manager import Checkpoint
 from nanochat.common import write_bytes, write_json
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
-FORMATS = ("hf", "torch", "gguf")
 SOURCES = Path(__file__).parent / "exported"  # files that are copied, and run without this program
 ASSISTANT_END, BOS = "<|assistant_end|>", "<|bos|>"
 NO_GGUF = (

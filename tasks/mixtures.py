@@ -42,7 +42,7 @@ def sft_mixture(size: int = 24_000, seed: int = 2) -> TaskMixture:
     return TaskMixture([(task, round(share * size)) for task, share in shares], seed, EXCHANGES)
 
 
-def evaluation_tasks() -> list[Task]:
+def built_in_tasks() -> list[Task]:
     """What the report of the quickstart measures. Nothing of it is in the mixtures."""
     return [
         Arithmetic("test"),
@@ -58,7 +58,7 @@ def evaluation_tasks() -> list[Task]:
 def validation(size: int = 16) -> dict[str, list[dict]]:
     """Name of a task -> a few of its held-out conversations, whose loss is watched during training. They are those of
     its validation split, if it has one."""
-    tasks = [type(task)("validation") if "validation" in task.splits else task for task in evaluation_tasks()]
+    tasks = [type(task)("validation") if "validation" in task.splits else task for task in built_in_tasks()]
     return {task.name: [task[index] for index in range(min(size, len(task)))] for task in tasks}
 
 

@@ -41,7 +41,7 @@ def evaluation_tasks(names: tuple[str, ...] = (), folder: Path | None = None) ->
 
     SystemExit for an unknown name, or for a named task whose file is missing.
     """
-    from tasks.mixtures import evaluation_tasks as built_in_tasks
+    from tasks.mixtures import built_in_tasks
 
     built_in = {task.name: task for task in built_in_tasks()}
     unknown = [name for name in names if name not in PUBLISHED and name not in built_in]
@@ -61,7 +61,7 @@ def evaluation_tasks(names: tuple[str, ...] = (), folder: Path | None = None) ->
 def practice(name: str, folder: Path | None = None) -> tuple[Task, Task]:
     """What reinforcement learning practises on, and what it is watched by: the training and the validation split, never
     the test. SystemExit for a name that has not both, or whose answers are letters."""
-    from tasks.mixtures import evaluation_tasks as built_in_tasks
+    from tasks.mixtures import built_in_tasks
 
     fit = {task.name: type(task) for task in built_in_tasks() if "validation" in task.splits}
     if name == "GSM8K":
