@@ -29,7 +29,7 @@ def register() -> None:
 def main() -> None:
     if sys.argv[1:] in ([], ["--help"], ["-h"]):
         print(f"{__doc__}\n`--help` after `run` shows lm-eval's own flags.")
-        return
+        sys.exit()
     register()
     from lm_eval.__main__ import cli_evaluate
 
