@@ -151,9 +151,11 @@ def server(engine: Engine, tokenizer: Tokenizer) -> Iterator[str]:
         thread.start()
         while not app.state.worker.ready:
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-        running.should_exit = True
-        thread.join()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            running.should_exit = True
+            thread.join()
 
 
 def time_to_first_token(url: str, client: httpx.Client, prompt: list[int]) -> float:
