@@ -1,86 +1,131 @@
 #!/usr/bin/env bash
 # The reference run: from a bare machine with 8 H100 GPUs to a chat model, its report and a page to talk to it.
 #
-#   bash speedrun.sh               DEPTH=20 SHARDS=240 GPUS=8 are the defaults; RL=1 adds reinforcement learning
-#   bash speedrun.sh --rehearse    every command of it at toy size, on two processes of this machine, without a network:
+#   bash speedrun.sh               about 100 dollars: depth 24, which in Karpathy's nanochat passes GPT-2's CORE of 0.2565
+#   bash speedrun.sh --rehearse    every command of it at toy size, on two processes of this machine, without the network:
 #                                  an error is found before a machine is paid for
+#   bash speedrun.sh --list        only shows the commands
+#
+# TIER=100, 300 or 1000 (dollars) chooses depth, text and batch by scripts/plan.py; DEPTH=20 chooses them by depth.
+# GPUS=8 is how many this machine has, GPU=H100 which; RL=1 adds reinforcement learning. On several machines that share
+# a disk: NODES=2 NODE_RANK=0 MASTER=HOST:PORT on the first, NODE_RANK=1 on the second (dev/speedrun.slurm and .sky.yaml).
 #
 # Run it again to go on where it stopped. Artifacts go to $NANOCHAT_BASE_DIR (~/.cache/nanochat).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
-if [ "${1:-}" = --rehearse ]; then
+rehearse='' list=''
+for flag in "$@"; do
+    case $flag in
+        --rehearse) rehearse=1 ;;
+        --list) list=1 ;;
+        *) echo "speedrun.sh: $flag is not --rehearse or --list" >&2; exit 2 ;;
+    esac
+done
+nodes=${NODES:-1} node=${NODE_RANK:-0} ranks=${GPUS:-8}
+if [ "$nodes" = 1 ]; then
+    meet=(--standalone)
+else
+    : "${MASTER:?with NODES=$nodes, say where the first of them listens: MASTER=HOST:PORT}"
+    meet=(--nnodes="$nodes" --node_rank="$node" --master_addr="${MASTER%:*}" --master_port="${MASTER##*:}" --rdzv_conf=timeout=7200)
+fi
+
+if [ -z "$list" ]; then
+    source dev/venv.sh
+    make_venv .venv wiki
+    export PATH="$PWD/.venv/bin:$PATH"
+fi
+
+# Sizes, and how long each stage will take, by the rules of the training itself.
+size=(--dollars="${TIER:-100}")
+[ -z "${DEPTH:-}" ] || size=(--depth="$DEPTH")
+sizes=$(python -m scripts.plan --gpus="$((nodes * ranks))x${GPU:-H100}" "${size[@]}" --shell)
+eval "$sizes"
+mirror=() tokenizer=() base=(--depth="$DEPTH" --device_batch_size="$ROWS") chat=(--device_batch_size="$ROWS")
+device=() few=() loss=() core=() rl=() temporary=''
+
+if [ -n "$rehearse" ]; then
     if [ -z "${NANOCHAT_BASE_DIR:-}" ]; then
         NANOCHAT_BASE_DIR=$(mktemp -d)
-        trap 'rm -rf "$NANOCHAT_BASE_DIR"' EXIT
-        export NANOCHAT_BASE_DIR
+        temporary=$NANOCHAT_BASE_DIR
     fi
-    ranks=2
-    data=wiki
-    get_first=(--source wiki)
-    get_rest=(--help)
-    get_evals=(--help)
-    tokenizer=(--vocab_size=512 --max_chars=200000)
-    toy=(--device=cpu --num_iterations=3 --device_batch_size=2 --total_batch_size=1024)
+    export NANOCHAT_BASE_DIR OMP_NUM_THREADS=1
+    ranks=$((nodes > 1 ? 1 : 2)) DEPTH=2 SHARDS=3 RL=1
+    for stage in TEXT TOKENIZER PRETRAINING BASE MIDTRAINING FINETUNING LEARNING; do
+        time=TIME_$stage
+        printf -v "$time" 'some seconds, not %s' "${!time}"
+    done
+    mirror=(--mirror=URL) device=(--device=cpu)
+    toy=(--device=cpu --num_iterations=3 --save_every=1 --device_batch_size=2 --total_batch_size=1024)
+    tokenizer=(--vocab_size=512)
     base=(--depth=2 --max_seq_len=256 --eval_tokens=2048 "${toy[@]}")
-    chat=(--mixture=quickstart "${toy[@]}")
-    rl=(--task=Arithmetic --examples_per_step=2 --num_samples=2 --max_tokens=16 --eval_items=2 --num_iterations=1 --device=cpu)
-    loss=(--device=cpu --eval_tokens=4096)
-    evaluation=(--device=cpu --max_items=2)
-    core=(--device=cpu --max_per_task=2)
-    RL=1
-else
-    ranks=${GPUS:-8}
-    data=climbmix
-    get_first=(-n 8)
-    get_rest=(-n "${SHARDS:-240}")
-    get_evals=(--training)
-    tokenizer=(--max_chars=2000000000)
-    base=(--depth="${DEPTH:-20}" --device_batch_size="${DEVICE_BATCH_SIZE:-32}")
-    chat=(--device_batch_size="${DEVICE_BATCH_SIZE:-32}")
-    rl=()
-    loss=()
-    evaluation=()
-    core=()
+    chat=("${toy[@]}")
+    few=(--max_items=2)
+    core=(--max_items=2)
+    loss=(--eval_tokens=4096)
+    rl=(--examples_per_step=2 --num_samples=2 --max_tokens=16 --eval_items=2 --num_iterations=1)
+    if [ -z "$list" ] && [ "$node" = 0 ]; then
+        rm -f "$NANOCHAT_BASE_DIR/mirror/url"
+        python -m dev.mirror "$NANOCHAT_BASE_DIR/mirror" &
+        serving=$!
+        trap 'kill "$serving"; [ -z "$temporary" ] || rm -rf "$temporary"' EXIT
+        until [ -e "$NANOCHAT_BASE_DIR/mirror/url" ]; do
+            kill -0 "$serving" || exit 1
+            sleep 0.2
+        done
+        mirror=(--mirror="$(cat "$NANOCHAT_BASE_DIR/mirror/url")")
+    fi
 fi
 
-source dev/venv.sh
-make_venv .venv wiki
-export PATH="$PWD/.venv/bin:$PATH"
-everywhere() { torchrun --standalone --nproc_per_node="$ranks" -m "$@"; }
+marks=${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}/speedrun-d$DEPTH
+count=0
+run() { # run TIME COMMAND...
+    local time=$1
+    shift
+    [ -n "$list" ] && { echo "$*"; return; }
+    printf '\n[%d, about %s] %s\n' "$count" "$time" "$*"
+    "$@"
+}
+step() { # step TIME COMMAND...: run it unless it was done before
+    count=$((count + 1))
+    if [ -z "$list" ] && [ -e "$marks/$count.done" ]; then
+        printf '[%d] done before: %s\n' "$count" "${*:2}"
+        return
+    fi
+    run "$@"
+    [ -n "$list" ] || { mkdir -p "$marks" && touch "$marks/$count.done"; }
+}
+once() { # on the first machine only
+    if [ "$node" = 0 ]; then step "$@"; else count=$((count + 1)); fi
+}
+everywhere() { step "$1" torchrun "${meet[@]}" --nproc_per_node="$ranks" -m "$2" -- "${@:3}"; }
 
-home=${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}
-[ -e "$home/report" ] || python -m nanochat.report reset
+once "a second" python -m nanochat.report reset
 
 # Text. The first shards are enough for the tokenizer; the rest comes while it is trained, and pretraining waits for a
-# shard only when it needs it. A shard is 250 M characters, about 60 M tokens.
-python -m nanochat.dataset "${get_first[@]}"
-python -m nanochat.dataset "${get_rest[@]}" >&2 &
-rest=$!
-python -m tasks.published "${get_evals[@]}" >/dev/null
-python -m scripts.tok_train --data="$data" "${tokenizer[@]}"
-python -m scripts.tok_eval --data="$data"
+# shard only when it needs it. These two go on by themselves where they were stopped, so they run each time.
+if [ "$node" = 0 ]; then
+    run "$TIME_TEXT" python -m nanochat.dataset -n "$SHARDS" --background "${mirror[@]}"
+    run "$TIME_TEXT" python -m tasks.published --training "${mirror[@]}"
+fi
+once "$TIME_TOKENIZER" python -m scripts.tok_train --max_chars=2000000000 "${tokenizer[@]}"
+once "a minute" python -m scripts.tok_eval
 
 # The base model.
-everywhere scripts.base_train -- --data="$data" --resume "${base[@]}"
-wait "$rest"
-everywhere scripts.base_loss -- "${loss[@]}"
-if [ -e "$home/evals/eval_meta_data.csv" ]; then
-    everywhere scripts.base_eval -- "${core[@]}"
-else
-    echo "The CORE metric is left out: its files are not in $home/evals. python -m scripts.base_eval says where they are published."
-fi
+everywhere "$TIME_PRETRAINING" scripts.base_train --resume "${base[@]}"
+everywhere "$TIME_BASE, with the next" scripts.base_loss "${device[@]}" "${loss[@]}"
+everywhere "$TIME_BASE, with the one before" scripts.base_eval "${device[@]}" "${core[@]}"
 
 # The assistant.
-everywhere scripts.mid_train -- --resume "${chat[@]}"
-everywhere scripts.chat_eval -- -i mid "${evaluation[@]}"
-everywhere scripts.chat_sft -- --resume "${chat[@]}"
-everywhere scripts.chat_eval -- -i sft "${evaluation[@]}"
+everywhere "$TIME_MIDTRAINING, with the next" scripts.mid_train --resume "${chat[@]}"
+everywhere "$TIME_MIDTRAINING, with the one before" scripts.chat_eval -i mid "${device[@]}" "${few[@]}"
+everywhere "$TIME_FINETUNING, with the next" scripts.chat_sft --resume "${chat[@]}"
+everywhere "$TIME_FINETUNING, with the one before" scripts.chat_eval -i sft "${device[@]}" "${few[@]}"
 if [ -n "${RL:-}" ]; then
-    everywhere scripts.chat_rl -- --resume "${rl[@]}"
-    everywhere scripts.chat_eval -- -i rl "${evaluation[@]}"
+    everywhere "$TIME_LEARNING, with the next" scripts.chat_rl --resume "${device[@]}" "${rl[@]}"
+    everywhere "$TIME_LEARNING, with the one before" scripts.chat_eval -i rl "${device[@]}" "${few[@]}"
 fi
 
-python -m nanochat.report generate
-python -m scripts.chat_cli -p "Why is the sky blue?"
-echo "Talk to it in the browser:  .venv/bin/python -m scripts.chat_web"
+once "half a minute" python -m nanochat.report generate
+once "a minute" python -m scripts.chat_cli -p "Why is the sky blue?"
+[ -n "$list" ] || echo "Talk to it in the browser:  .venv/bin/python -m scripts.chat_web"

@@ -104,6 +104,15 @@ class DocumentSource:
     def shards(self) -> int:
         return len(self.files)
 
+    def tokens(self) -> int:
+        """About how many a pass has: what some documents of the first shard have, times all documents. A shard that is
+        still to come counts as those that are here."""
+        with pq.ParquetFile(dataset.wait_for(self.files[0])) as file:
+            texts = next(file.iter_batches(batch_size=256, columns=["text"])).column("text").to_pylist()
+        a_document = 1 + sum(map(len, self.tokenizer.encode_batch(texts))) / len(texts)
+        counts = [pq.read_metadata(path).num_rows for path in self.files if path.exists()]
+        return round(a_document * sum(counts) / len(counts) * len(self.files))
+
     def blocks(self, epoch: int, shard: int) -> int:
         return self._file(shard).num_row_groups
 

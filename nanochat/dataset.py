@@ -226,7 +226,8 @@ def describe(manifest: dict) -> dict[str, str]:
     if "lengths" in manifest:
         metrics["duplicates left out"] = f"{manifest['duplicates']:,}"
         metrics["characters a document"] = ", ".join(f"{name} {value:,}" for name, value in manifest["lengths"].items())
-        metrics["languages"] = ", ".join(f"{name} {share:.0%}" for name, share in manifest["languages"].items())
+        languages = manifest.get("languages", {})  # not in those made before November 2026
+        metrics["languages"] = ", ".join(f"{name} {share:.0%}" for name, share in languages.items())
         metrics["scripts"] = ", ".join(f"{name} {share:.1%}" for name, share in manifest["scripts"].items())
     return metrics
 

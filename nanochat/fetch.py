@@ -35,6 +35,9 @@ def fetch_published(name: str, n: int, workers: int = 8, mirror: str = "", **opt
         places = {folder / split / shard: shard for split in wanted for shard in wanted[split]}
         jobs = [(mirrored(source.url(shard), mirror), path) for path, shard in places.items()]
         _check_room(sum(not path.exists() for path in places) * source.shard_mb / 1000, folder)
+        if (folder / "manifest.json").exists():
+            if read_manifest(folder / "manifest.json").get("fingerprint") == source.upstream:
+                raise SystemExit(f"{folder} was made by --prepare: its shards are others. Move it away to download.")
         here = {split: {path.name for path in (folder / split).glob("shard_*.parquet")} for split in wanted}
         manifest = {"format": 1, "name": name, "source": source.url(""), "fingerprint": source.url("")}
         manifest |= {split: {"shards": sorted(here[split] | set(wanted[split]))} for split in wanted}

@@ -33,7 +33,7 @@ from nanochat.tokenizer import Tokenizer
 from nanochat.trainer import State, Step, every, fit, next_token_loss
 from nanochat.watch import write_samples
 
-NOT_METRICS = {"step", "multiplier", "seconds", "loss", "tokens", "progress", "samples"}  # of what a log has
+NOT_METRICS = {"step", "multiplier", "seconds", "loss", "tokens", "progress", "epoch", "samples"}  # of what a log has
 
 
 @dataclass(frozen=True)
@@ -161,6 +161,7 @@ def train(
                 seconds=round(step.state.seconds, 3),
                 tokens=step.state.tokens,
                 progress=round(step.state.progress, 5),
+                **({"epoch": epoch} if "epoch" in step.state.data else {}),  # passes that are complete
             )
             progress.update(
                 step.state.progress,

@@ -87,10 +87,19 @@ def main(cfg: Config) -> None:
             device_rows=min(cfg.device_batch_size, rows // dist.world_size),
             horizon_rule=rule,
         )
+        if num_iterations and dist.is_main:
+            print(passes(source, num_iterations * cfg.total_batch_size))
         run |= {"batches": batches, "evaluate": evaluate, "tokenizer": tokenizer, "stage": "base"}
         if cfg.dry_run:
             return rehearse(**run, settings=cfg)
         train(cfg, **run, tag=tag, title="Pretraining", schedule=warmup_flat_warmdown(), checkpoint=checkpoint)
+
+
+def passes(source: DocumentSource, tokens: int) -> str:
+    """How often the run will go through its text, said beforehand."""
+    a_pass = source.tokens()
+    said = f"{source.shards:,} shards, about {a_pass:,} tokens: the run makes {tokens / a_pass:.2f} passes over them."
+    return said + (" More text would be better." if tokens > a_pass else "")
 
 
 def horizon_rule(cfg: Config) -> str:

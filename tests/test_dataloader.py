@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nanochat.common import Dist
 from nanochat.dataloader import SMALL_GAP, Batches, ChatSource, DocumentSource, Rows, pack
+from scripts.base_train import passes
 
 
 def items(lengths):
@@ -115,6 +116,9 @@ def test_documents_are_all_there_in_every_epoch_in_another_order(tiny_tokenizer,
     texts = [f"The grass of meadow {number} is green." for number in range(60)]
     pq.write_table(pa.table({"text": texts}), tmp_path / "shard.parquet", row_group_size=6)
     source = DocumentSource(tiny_tokenizer, [tmp_path / "shard.parquet"], 32, 0)
+
+    assert source.tokens() == 60 + sum(map(len, tiny_tokenizer.encode_batch(texts)))
+    assert "the run makes 3.00 passes over them. More text" in passes(source, 3 * source.tokens())
 
     def epoch(number):
         rows = [source.block(number, 0, block) for block in range(source.blocks(number, 0))]

@@ -536,6 +536,8 @@ def test_shards_are_made_anew_from_what_they_were_made_of(server, base, monkeypa
     upstream = base / "data" / "climbmix-upstream"
     dataset.main(dataset.Config(source="climbmix", prepare=True, from_path=upstream))
     assert [path.read_bytes() for path in shards] == first
+    with pytest.raises(SystemExit, match="was made by --prepare"):
+        dataset.main(dataset.Config(n=1, mirror=server.url))
     with pytest.raises(SystemExit, match="no column 'text'; it has tokens"):
         dataset.main(dataset.Config(source="fineweb", prepare=True, from_path=upstream))
     with pytest.raises(SystemExit, match="HTTP 404"):

@@ -88,7 +88,7 @@ def test_the_table(capsys):
     table = said(depth=20, gpus="4090", device_batch_size=16)
     assert "does not fit" in table and "--device_batch_size=4 fits; gradients are accumulated" in table
     assert re.search(r"Not even one row fits. The largest depth that does is 2\d\.", said(depth=48, gpus="4090"))
-    assert re.search(r"That is \d+ days: take a smaller --depth", said(depth=24, gpus="4090"))
+    assert re.search(r"That is \d+ days: take a smaller --depth", said(depth=32, gpus="A100"))
 
 
 @pytest.mark.parametrize(
