@@ -1,9 +1,9 @@
 """The README and the guide are true: each command in them runs, each file, name and flag that they mention exists.
 
-Commands stand in bash blocks, or between backticks. They run in this process, through their own parser and main, in one
-base folder with a tiny quickstart model, made smaller by the tables below. What cannot run here is in ONLY_PARSED or
-ELSEWHERE, with its reason; a command that is nowhere fails. Python blocks run, too; where no model takes part, what
-they print must be the text block below them.
+Commands stand in bash blocks, in indented lines, or between backticks. They run in this process, through their own
+parser and main, in one base folder with a tiny quickstart model, made smaller by the tables below. What cannot run here
+is in ONLY_PARSED or ELSEWHERE, with its reason; a command that is nowhere fails. Python blocks run, too; where no model
+takes part, what they print must be the text block below them.
 """
 
 import ast
@@ -66,6 +66,8 @@ ELSEWHERE = {
     "source .venv/bin/activate": "made by quickstart.sh",
     "curl": "needs the server of the line before; tests/test_server.py sends the same",
 }
+# Pages with sh blocks, which need what the page changes first, and the test that runs them.
+OTHER_TESTS = {"changes": "test_guide_changes.py", "export": "test_export.py"}
 ARTIFACTS = {"report.md", "report.html", "plan.json"}  # files that are made, and lie in no checkout
 
 
@@ -132,7 +134,9 @@ def test_every_command_runs(page, home, monkeypatch, capsys):
             printed = capsys.readouterr().out
             if following == "text" and not re.search(r"checkpoint_manager|base_dir", block):
                 assert printed == expected
-    for text in in_backticks(page):
+        elif language == "sh":
+            assert (ROOT / "tests" / OTHER_TESTS[page.stem]).exists()
+    for text in [*in_backticks(page), *re.findall(r"^ {4,}(\S.*)$", prose(page), re.M)]:
         if re.match(r"(\.venv/bin/)?(python -m|torchrun|bash) ", text):
             run(text, home, monkeypatch)
 
