@@ -59,7 +59,7 @@ ONLY_PARSED = {
 }
 ELSEWHERE = {
     "bash quickstart.sh": "takes minutes; its commands are those of tests/test_tiny.py",
-    "bash speedrun.sh": "takes minutes; its commands are those of tests/test_tiny.py",
+    "bash speedrun.sh": "takes minutes; tests/test_speedrun.py",
     "bash test.sh": "is running now",
     "git clone": "needs the network",
     "cd nanochat": "we are there",
