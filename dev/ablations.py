@@ -1,11 +1,10 @@
 """What each choice in the architecture is worth: small models, each trained with one choice undone.
 
-In: a depth and a number of tokens. Out: dev/ablations.json with every run, and for the guide a Markdown table and a
-picture in docs/guide.
+In: a depth and a number of tokens. Out: a JSON file with every run, and a Markdown table; for the guide also a picture.
 
     python -m nanochat.dataset --source wiki && python -m scripts.tok_train --data=wiki --vocab_size=4096
     python -m dev.ablations --depth=3 --tokens=524288
-    python -m dev.ablations --table_only
+    python -m dev.ablations --table_only --page docs/guide/ablations.md
 
 The model's code has no switches for this. Each variant swaps one function of it or changes one number, and is written
 out here. All see the same documents in the same order. A series that was stopped goes on when it is started again.
@@ -28,7 +27,6 @@ from nanochat.common import describe_machine, read_json, write_json
 from nanochat.configurator import parse
 
 HERE = Path(__file__).parent
-RECORD, PAGE = HERE / "ablations.json", HERE.parent / "docs" / "guide" / "ablations.md"
 
 
 @dataclass(frozen=True)
@@ -51,8 +49,12 @@ class Config:
     """float32 or bfloat16: what the models compute in"""
     only: tuple[str, ...] = ()
     """names of variants to run; by default all"""
+    out: Path = HERE / "ablations.json"
+    """where the runs are kept"""
+    page: Path | None = None
+    """Markdown to put the table into, between its two marks, and the picture beside it"""
     table_only: bool = False
-    """train nothing, write table and picture of what is there"""
+    """train nothing, make table and picture of what is there"""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -161,11 +163,9 @@ def run_all(cfg: Config) -> None:
     data = Data.open(cfg.data, cfg.eval_tokens)
     about = {key: getattr(cfg, key) for key in ("depth", "tokens", "batch", "data", "eval_tokens", "dtype")}
     about |= {"vocabulary": data.tokenizer.vocab_size, "context": T}
-    record = read_json(RECORD) if RECORD.exists() else {"runs": []}
+    record = read_json(cfg.out) if cfg.out.exists() else {"runs": []}
     if record["runs"] and any(record["about"][key] != value for key, value in about.items()):
-        raise SystemExit(
-            f"{RECORD} holds runs of other settings: {record['about']}. Move it away, or use its settings."
-        )
+        raise SystemExit(f"{cfg.out} holds runs with other settings: {record['about']}. Choose another --out.")
     record["about"] = about | {"machine": describe_machine(torch.device("cpu"))}
     done = {(r["variant"], r["seed"]) for r in record["runs"]}
     chosen = [v for v in VARIANTS if not cfg.only or v.name in cfg.only]
@@ -173,7 +173,7 @@ def run_all(cfg: Config) -> None:
         for variant in chosen:
             if (variant.name, seed) not in done:
                 record["runs"].append(run(variant, cfg, data, seed))
-                write_json(RECORD, record)
+                write_json(cfg.out, record)
                 print(record["runs"][-1], flush=True)
 
 
@@ -214,6 +214,7 @@ def table(record: dict) -> str:
 
 
 def draw(record: dict, path: Path) -> None:
+    from matplotlib import rc_context
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
@@ -226,24 +227,25 @@ def draw(record: dict, path: Path) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("bits per byte more than with it (dots: seeds)")
     axes.grid(axis="x", alpha=0.3)
-    FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})
+    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "nanochat"}):  # small, and the same each time
+        FigureCanvasSVG(figure).print_svg(path, metadata={"Date": None})
 
 
-def write_page(record: dict) -> None:
+def write_page(record: dict, page: Path) -> None:
     """Put the table between the two marks of the page; what is written around them stays."""
     start, end = "<!-- table: python -m dev.ablations -->", "<!-- end of table -->"
-    text = PAGE.read_text(encoding="utf-8") if PAGE.exists() else f"# Ablations\n\n{start}\n{end}\n"
-    before, rest = text.split(start)
-    PAGE.write_text(before + start + "\n\n" + table(record) + "\n" + end + rest.split(end)[1], encoding="utf-8")
+    before, rest = page.read_text(encoding="utf-8").split(start)
+    page.write_text(before + start + "\n\n" + table(record) + "\n" + end + rest.split(end)[1], encoding="utf-8")
 
 
 def main(cfg: Config) -> None:
     if not cfg.table_only:
         run_all(cfg)
-    record = read_json(RECORD)
+    record = read_json(cfg.out)
     print(table(record))
-    write_page(record)
-    draw(record, PAGE.with_suffix(".svg"))
+    if cfg.page:
+        write_page(record, cfg.page)
+        draw(record, cfg.page.with_suffix(".svg"))
 
 
 if __name__ == "__main__":
