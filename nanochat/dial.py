@@ -51,6 +51,21 @@ def usual_share(n_embd: int) -> float:
     return float(np.interp(n_embd, *zip(*SHARE_BY_WIDTH)))
 
 
+def reach(model: GPT, device: torch.device) -> tuple[float, float]:
+    """(FLOP/s of matrix products on this device, the part of them that training reaches)."""
+    peak, share = matmul_flops(device, model.compute_dtype), USUAL_SHARE
+    if published := peak_flops(device):
+        share = usual_share(model.config.n_embd) * published / peak
+    return peak, share
+
+
+def flops_in(minutes: float, model: GPT, dist: Dist) -> float:
+    """What training will compute in that time on all devices, as far as one can say before; the same on every rank."""
+    peak, share = reach(model, dist.device)
+    flops = torch.tensor(60 * minutes * share * peak * dist.world_size, device=dist.device)
+    return float(dist.all_reduce(flops, "max"))
+
+
 def counts(model: GPT, optimizers: list) -> tuple[int, int]:
     """How many numbers are weights, how many the moments of the optimizers on all ranks together."""
     moments = sum((1 if isinstance(o, Muon) else 2) * sum(p.numel() for p in o.params.values()) for o in optimizers)
@@ -83,9 +98,7 @@ def show_dial(
     c, table = model.config, Table(title=f"--depth={model.config.n_layer}", title_justify="left", box=None)
     for name in ("what", "value", "rule"):
         table.add_column(name, overflow="fold")
-    peak, share = matmul_flops(dist.device, model.compute_dtype), USUAL_SHARE
-    if published := peak_flops(dist.device):
-        share = usual_share(c.n_embd) * published / peak
+    peak, share = reach(model, dist.device)
     speed = share * peak * dist.world_size / model.flops_per_token()
     number = model.compute_dtype.itemsize
     memory = training_bytes(model, optimizers, device_rows, dist.world_size, dist.device.type, number)
@@ -104,7 +117,7 @@ def show_dial(
         ("context, vocabulary", f"{c.sequence_len:,} tokens of {c.vocab_size:,}", "--max_seq_len, the tokenizer"),
         *weights,
         ("tokens in all", f"{'' if num_iterations else 'about '}{tokens:,}", horizon_rule),
-        ("a step", f"{batch_tokens:,} tokens", "grows with the tokens to the power 0.383, a power of two; or as told"),
+        ("a step", f"{batch_tokens:,} tokens", "grows with the tokens in all, a power of two; or as told"),
         ("", f"{dist.world_size} devices x {micro} x {device_rows} rows", "gradients are accumulated; same result"),
         ("steps", f"{num_iterations:,}" if num_iterations else "as many as fit",
          "tokens / a step" if num_iterations else "--minutes"),

@@ -11,7 +11,7 @@ import torch
 from nanochat.common import base_dir, setup, training_dtype
 from nanochat.configurator import parse
 from nanochat.dataloader import Batches, DocumentSource
-from nanochat.dial import rehearse, show_dial
+from nanochat.dial import flops_in, rehearse, show_dial
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.optim import build_optimizers, horizon, warmup_flat_warmdown
@@ -30,7 +30,7 @@ class Config(RunConfig):
     max_seq_len: int = 2048
     """tokens of context"""
     total_batch_size: int | None = None
-    """tokens of a whole optimizer step, over all devices; by default from depth"""
+    """tokens of a whole optimizer step, over all devices; by default from the tokens in all"""
     target_param_data_ratio: float = 12.0
     """tokens to train on for each weight that multiplies, if nothing else says how long to train"""
     target_flops: float | None = None
@@ -63,8 +63,10 @@ def main(cfg: Config) -> None:
         model = checkpoint.model if checkpoint else GPT(config).init_weights(torch.Generator().manual_seed(cfg.seed))
         model.to(dist.device)
         model.compute_dtype = training_dtype(dist.device, cfg.dtype)
-        tokens, batch_tokens = horizon(model, cfg.target_param_data_ratio, cfg.target_flops)
-        rows = whole_rows(cfg.total_batch_size or batch_tokens, cfg.max_seq_len, dist)
+        flops = flops_in(cfg.minutes, model, dist) if cfg.minutes else cfg.target_flops
+        tokens, batch_tokens = horizon(model, cfg.target_param_data_ratio, flops)
+        before = checkpoint.settings["total_batch_size"] if checkpoint else None  # a clock never says the same twice
+        rows = whole_rows(cfg.total_batch_size or before or batch_tokens, cfg.max_seq_len, dist)
         cfg = replace(cfg, total_batch_size=rows * cfg.max_seq_len)  # what the next stage starts from
         num_iterations = cfg.num_iterations or (None if cfg.minutes else max(1, round(tokens / cfg.total_batch_size)))
         source = DocumentSource.open(tokenizer, cfg.data, "train", cfg.max_seq_len, cfg.seed)

@@ -5,13 +5,18 @@ python -m scripts.plan --depth=26 --gpus=8xH100
 python -m scripts.plan --dollars=100 --gpus=8xH100       the largest even depth that the whole pipeline can afford
 """
 
+import os
 import shlex
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
-from nanochat.common import base_dir, pick_device, read_json, write_json
+import torch
+
+from nanochat.common import base_dir, pick_device, read_json, training_dtype, write_json
 from nanochat.configurator import parse
+from nanochat.dial import USUAL_SHARE
+from nanochat.gpt import GPT, GPTConfig
 
 
 @dataclass(frozen=True)
@@ -42,23 +47,41 @@ class Config:
     """with --gpus: print shell variables, as speedrun.sh reads them"""
 
 
+CORE = {torch.float32: 95e9, torch.bfloat16: 217e9}  # FLOP/s of a Zen 4 core; others are within a factor of two
+BASE, MID, SFT = 0.36, 0.43, 0.21  # of the time for training
+VOCABULARY, CONTEXT = 4096, 256
+MOST_TEXT = 3 * 1.3e6  # tokens: three passes through the embedded corpus
+
+
+def depth_for(flops: float) -> int:
+    """On a CPU: the smallest model with which these FLOPs pay for no more than MOST_TEXT. In so little time small ones
+    are better, but what reads the same text more often learns it by heart (both measured: dev/LOG.md)."""
+    for depth in range(2, 6):
+        with torch.device("meta"):
+            model = GPT(GPTConfig.from_depth(depth, VOCABULARY, CONTEXT))
+        if flops / model.flops_per_token() <= MOST_TEXT:
+            return depth
+    return 6
+
+
 def plan(cfg: Config, device: str) -> dict[str, str]:
-    """Every size that quickstart.sh needs, as text."""
+    """Every size that quickstart.sh needs, as text. It must not change when it is asked again: so no clock is asked."""
     overhead = min(1.8, cfg.minutes / 4)  # starting, tokenizer and evaluation, minutes on two slow cores
     training = cfg.minutes - overhead
-    # In so little time small models are better: dev/LOG.md.
-    depth = cfg.depth or ({"cpu": 2, "mps": 4, "cuda": 6}[device] + (cfg.minutes >= 30))
+    flops = 60 * training * BASE * USUAL_SHARE * os.cpu_count() * CORE[training_dtype(torch.device("cpu"))]
+    depth = cfg.depth or (depth_for(flops) if device == "cpu" else {"mps": 4, "cuda": 6}[device] + (cfg.minutes >= 30))
+    batch = (2048 if depth < 5 else 4096) if device == "cpu" else 16384  # Muon's part of a step grows with the depth
     return {
         "DATA": "own" if cfg.data else "wiki",
         "SOURCE": str(cfg.data.expanduser().resolve()) if cfg.data else "",
         "DEPTH": str(depth),
-        "VOCABULARY": "4096",
-        "CONTEXT": "256",
-        "BATCH": "2048" if device == "cpu" else "16384",
+        "VOCABULARY": str(VOCABULARY),
+        "CONTEXT": str(CONTEXT),
+        "BATCH": str(batch),
         "DEVICE_ROWS": "8" if device == "cpu" else "64",
-        "BASE_MINUTES": f"{training * 0.42:.2f}",
-        "MID_MINUTES": f"{training * 0.38:.2f}",
-        "SFT_MINUTES": f"{training * 0.20:.2f}",
+        "BASE_MINUTES": f"{training * BASE:.2f}",
+        "MID_MINUTES": f"{training * MID:.2f}",
+        "SFT_MINUTES": f"{training * SFT:.2f}",
         "ITEMS": "200" if device == "cpu" else "500",
     }
 

@@ -7,10 +7,12 @@ import pytest
 import torch
 
 from nanochat.common import Dist
-from nanochat.dial import matmul_flops, rehearse, show_dial, training_bytes
+from nanochat.dial import flops_in, matmul_flops, rehearse, show_dial, training_bytes
 from nanochat.optim import build_optimizers, families, horizon
 from nanochat.trainer import Batch
 from scripts.base_train import Config, horizon_rule
+from scripts.plan import Config as PlanConfig
+from scripts.plan import depth_for, plan
 
 
 def test_the_horizon_follows_the_flag_that_is_given(tiny_model):
@@ -67,3 +69,24 @@ def test_a_rehearsal_does_everything_and_keeps_nothing(tiny_model, tiny_tokenize
     for word in ("first step", "val_bpb 1.5000", "an answer", "checkpoint", "MB", "100 steps", "--dry_run"):
         assert word in text
     assert seen == [False] and not list(base_dir.rglob("*"))
+
+
+def test_more_minutes_are_more_flops_and_a_larger_step(tiny_model):
+    short, long = (flops_in(minutes, tiny_model, Dist()) for minutes in (1.0, 1000.0))
+    assert long > 100 * short
+    assert horizon(tiny_model, flops=long)[1] > horizon(tiny_model, flops=short)[1]
+
+
+def test_the_step_grows_as_it_was_measured(tiny_model):
+    at = lambda tokens: horizon(tiny_model, flops=tokens * tiny_model.flops_per_token())[1]  # noqa: E731
+    assert at(524288) == 1024 and at(2_600_000) == 4096  # ours: 1,381 at 524,288 tokens
+    assert at(0.5e9) == 2**18 and at(0.5e9 * 2 ** (1 / 0.383)) == 2**19  # as published
+
+
+def test_the_quickstart_takes_a_larger_model_where_a_smaller_one_would_read_the_text_too_often():
+    depths = [depth_for(flops) for flops in (1e12, 2e13, 5e13, 1e15)]
+    assert depths == sorted(depths) and depths[0] == 2 and depths[-1] == 6
+    sizes = [plan(PlanConfig(minutes=minutes), "cpu") for minutes in (3, 12, 12, 60)]
+    assert sizes[1] == sizes[2] and int(sizes[0]["DEPTH"]) <= int(sizes[1]["DEPTH"]) <= int(sizes[3]["DEPTH"])
+    minutes = [float(sizes[1][f"{stage}_MINUTES"]) for stage in ("BASE", "MID", "SFT")]
+    assert 0.7 * 12 < sum(minutes) < 12
