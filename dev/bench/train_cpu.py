@@ -55,7 +55,7 @@ class Config:
     """of ours towards the goal"""
     depth: int = 2
     """of the model that is to reach the goal"""
-    minutes: float = 1.6
+    minutes: float = 2.2
     """of training that it is given for that"""
 
 
