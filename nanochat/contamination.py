@@ -6,6 +6,7 @@ Words are runs of letters and digits in lower case; the run is 13 words, as for 
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -13,6 +14,7 @@ import torch
 
 from nanochat import dataset
 from nanochat.common import Dist, Progress
+from nanochat.score import Score
 
 RUN = 13
 WORD = re.compile(r"[^\W_]+")
@@ -80,3 +82,17 @@ def find_overlap(groups: Sequence[Sequence[str]], name: str, dist: Dist = Dist()
     found = dist.all_reduce(torch.from_numpy(overlap.found).to(dist.device, torch.int32), "max").bool().cpu().numpy()
     ends = np.cumsum([len(group) for group in groups])[:-1]
     return [(part, int(can.sum())) for part, can in zip(np.split(found, ends), np.split(overlap.checkable, ends))]
+
+
+def mark_seen(scores: Sequence[Score], texts: Sequence[Sequence[str]], name: str, dist: Dist = Dist()) -> list[Score]:
+    """The scores, each knowing which of its items, whose texts are given, the training text of dataset `name` has."""
+    found = find_overlap(texts, name, dist)
+    return [replace(score, seen=seen.tolist(), checked=checked) for score, (seen, checked) in zip(scores, found)]
+
+
+def explain(name: str) -> str:
+    """What `Score.seen` means, for a report."""
+    return (
+        f'"In training text" counts the items that share {RUN} words in a row with the training text of {name}, among '
+        "those that have so many words."
+    )

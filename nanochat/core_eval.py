@@ -12,7 +12,7 @@ B rows, T tokens, S stored positions, V vocabulary.
 import csv
 import json
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -79,12 +79,15 @@ def evaluate_core(
     names: Sequence[str] = (),
     max_per_task: int | None = None,
     tokens_per_batch: int | None = None,
+    known: Mapping[str, Score] = {},
+    keep: Callable[[Score], None] = lambda score: None,
     dist: Dist = Dist(),
 ) -> CoreResult:
     """Score every task whose file is in `folder`, or those in `names`. Ranks share the items and agree on the result.
 
     SystemExit if nothing is there to score. `max_per_task` keeps the first items of each task in its shuffled order,
-    with the same shots as in a full run. `tokens_per_batch` bounds the tokens of one forward, not the result.
+    with the same shots as in a full run. `tokens_per_batch` bounds the tokens of one forward, not the result. Scores
+    that are `known` are not computed again; `keep` gets every new one, on all ranks.
     """
     unknown = set(names) - {task.name for task in CORE_TASKS}
     if unknown:
@@ -102,17 +105,19 @@ def evaluate_core(
     chance = read_baselines(folder)
     scores = []
     for task in wanted:
-        if task.name not in missing:
+        if task.name in missing:
+            continue
+        if (score := known.get(task.name)) is None:
             rows = read_jsonl(found[task.name])
-            scores.append(
-                evaluate_task(model, tokenizer, task, rows, chance[task.name], max_per_task, tokens_per_batch, dist)
-            )
+            score = evaluate_task(model, tokenizer, task, rows, chance[task.name], max_per_task, tokens_per_batch, dist)
+            keep(score)
+        scores.append(score)
     return CoreResult(sum(score.centered for score in scores) / len(scores), scores, missing)
 
 
 def evaluate_task(model, tokenizer, task, rows, chance, max_items=None, tokens_per_batch=None, dist=Dist()) -> Score:
     """Accuracy on one task. `rows` are its published rows in their published order."""
-    random.Random(1337).shuffle(rows)  # the order that `max_items` cuts; the published evaluation shuffles so too
+    shuffled(rows)
     count = min(len(rows), max_items or len(rows))
     device = next(model.parameters()).device
     limit = model.config.sequence_len
@@ -131,7 +136,21 @@ def evaluate_task(model, tokenizer, task, rows, chance, max_items=None, tokens_p
             progress.update(done)
     dist.all_reduce(right)
     dist.all_reduce(cut)
-    return Score(task.name, int(right.sum()), count, chance, cut=int(cut))
+    verdicts = [v > 0 for v in right.tolist()]
+    return Score(task.name, sum(verdicts), count, chance, cut=int(cut), verdicts=verdicts)
+
+
+def read_items(folder: Path, name: str, count: int) -> list[str]:
+    """The first `count` items of a task, each with its right answer and without shots, in the order of evaluation."""
+    task = next(task for task in CORE_TASKS if task.name == name)
+    rows = shuffled(read_jsonl(find_file(folder, task.file)))
+    return [render_prompts(task, row, ())[row.get("gold", -1)] for row in rows[:count]]
+
+
+def shuffled(rows: list[dict]) -> list[dict]:
+    """The order that `max_items` cuts; the published evaluation shuffles so too."""
+    random.Random(1337).shuffle(rows)
+    return rows
 
 
 def judge(task: CoreTask, row: dict, losses: list[np.ndarray], hits: list[np.ndarray]) -> bool:

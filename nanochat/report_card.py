@@ -97,8 +97,20 @@ def _summary(sections: list[Section]) -> Table | Text:
 def _score_cell(score: dict | None) -> str:
     if score is None:
         return NONE
-    interval = f"\n{score['low']:.1%} to {score['high']:.1%}" if None not in (score["low"], score["high"]) else ""
-    return f"{score['accuracy']:.1%}{interval}"
+    interval = f"{score['low']:.1%} to {score['high']:.1%}" if None not in (score["low"], score["high"]) else ""
+    below = ",\n".join(filter(None, [interval, _seen(score)]))
+    return f"{score['accuracy']:.1%}" + (f"\n{below}" if below else "")
+
+
+def _seen(score: dict) -> str:
+    """Contamination, in a few words; nothing if it was not looked for."""
+    if score["seen"] is None:
+        return ""
+    if not score["checked"]:
+        return "too short to be found in the training text"
+    found = f"{score['seen']:,.0f} of {score['checked']:,.0f} in the training text"
+    unseen = score["unseen_accuracy"]
+    return found if not score["seen"] or unseen is None else f"{found}, {unseen:.1%} without"
 
 
 def _panels(section: Section) -> list[tuple[str, list[Curve]]]:
@@ -121,6 +133,7 @@ def _score_bars(sections: list[Section]) -> Bars | None:
             interval = (score["low"], score["high"]) if None not in (score["low"], score["high"]) else None
             counts = f" ({score['correct']:,.0f}/{score['total']:,.0f})" if score["correct"] and score["total"] else ""
             label, text = section.stage.upper() or section.title, f"{score['accuracy']:.1%}{counts}"
+            text = ", ".join(filter(None, [text, _seen(score)]))
             bar = Bar(label, score["accuracy"], text, _kind(section), interval, score["chance"] or None)
             groups.setdefault(score["name"], []).append(bar)
     return Bars(list(groups.items())) if groups else None

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from nanochat.common import STAGES
 from nanochat.report_page import Curve, Sample
 
+SCORE = ("correct", "total", "accuracy", "low", "high", "chance", "seen", "checked", "unseen_accuracy")
 MOST = 1e15  # larger figures are no measurement, and pictures cannot show them
 
 
@@ -103,7 +104,7 @@ def read_sample(raw: dict) -> Sample:
 
 
 def read_score(raw: dict) -> dict | None:
-    score = {key: number(raw.get(key)) for key in ("correct", "total", "accuracy", "low", "high", "chance")}
+    score = {key: number(raw.get(key)) for key in SCORE}
     if score["accuracy"] is None and score["total"] and score["correct"] is not None:
         score["accuracy"] = score["correct"] / score["total"]
     return None if score["accuracy"] is None else score | {"name": text(raw.get("name") or "task")}

@@ -25,6 +25,8 @@ class Score:
     pass_at: dict[int, float] = field(default_factory=dict)  # by k, if several answers were drawn
     verdicts: list[bool] = field(default_factory=list, repr=False)  # of every item, in the task's order
     items: list[dict] = field(default_factory=list)  # the first few: prompt, answer, reference, correct
+    seen: list[bool] | None = field(default=None, repr=False)  # items found in the training text; None: not looked for
+    checked: int = 0  # items that are long enough to be looked for
 
     @property
     def accuracy(self) -> float:
@@ -46,7 +48,16 @@ class Score:
     def summary(self) -> dict:
         """The row of a report's "scores"."""
         keys = ("name", "correct", "total", "accuracy", "low", "high", "chance")
-        return {key: getattr(self, key) for key in keys}
+        row = {key: getattr(self, key) for key in keys}
+        if self.seen is None:
+            return row
+        return row | {"seen": sum(self.seen), "checked": self.checked, "unseen_accuracy": self.unseen_accuracy}
+
+    @property
+    def unseen_accuracy(self) -> float | None:
+        """Accuracy on the items that were not found in the training text; None if there are none."""
+        unseen = [right for right, seen in zip(self.verdicts, self.seen or ()) if not seen]
+        return sum(unseen) / len(unseen) if unseen else None
 
 
 def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
@@ -63,6 +74,8 @@ def score_table(title: str, scores: Sequence[Score], **columns: Sequence[str]) -
     """What a script prints: a row a score. `columns` are further ones: a heading, and a text for each score."""
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
     table.add_column("task", no_wrap=True)
+    if any(score.seen is not None for score in scores):
+        columns["in training text"] = [f"{sum(score.seen or ()):,} of {score.checked:,}" for score in scores]
     for heading in ("right", "items", "accuracy", "95% interval", "chance", *columns):
         table.add_column(heading, justify="right", no_wrap=True)
     for i, score in enumerate(scores):

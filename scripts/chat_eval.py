@@ -14,7 +14,7 @@ from nanochat import checkpoint_manager, report
 from nanochat.chat_eval import CHAT_CORE, Score, chat_core, evaluate
 from nanochat.common import Dist, compute_dtype, describe_machine, setup
 from nanochat.configurator import parse
-from nanochat.contamination import RUN, find_overlap
+from nanochat.contamination import explain, mark_seen
 from nanochat.engine import Engine
 from nanochat.execution import SandboxError, accept_level
 from nanochat.score import score_console, score_table
@@ -49,7 +49,7 @@ class Config:
     seed: int = 0
     """of the samples"""
     contamination: str | None = None
-    """dataset (data/<name>) that the model was trained on: also say which items share 13 words in a row with it"""
+    """dataset (data/<name>) that the model was trained on: also count the items that share 13 words in a row with it"""
     evals: Path | None = None
     """folder of the evaluation sets; by default evals/ under the base directory"""
     sandbox: Literal["strict", "basic"] = "strict"
@@ -77,10 +77,10 @@ def main(cfg: Config) -> None:
                 scores.append(score_task(cfg, engine, loaded.tokenizer, task, dist))
             except SandboxError as error:
                 notes.append(f"{task.name} is left out: {error}")
-        overlap = describe_overlap(cfg, tasks, scores, dist) if cfg.contamination else {}
-        notes += [sentence for _, sentence in overlap.values()]
+        if cfg.contamination:
+            scores = mark_seen(scores, question_texts(tasks, scores), cfg.contamination, dist)
         if dist.is_main:
-            show(cfg, loaded, scores, overlap, notes, time.monotonic() - start, dist)
+            show(cfg, loaded, scores, notes, time.monotonic() - start, dist)
         dist.barrier()
 
 
@@ -99,25 +99,14 @@ def score_task(cfg: Config, engine: Engine, tokenizer, task: Task, dist: Dist) -
     )
 
 
-def describe_overlap(cfg: Config, tasks: list[Task], scores: list[Score], dist: Dist) -> dict[str, tuple[str, str]]:
-    """Task -> how many items the training text shares, for the table; a sentence with the accuracy on the others."""
-    by_name = {score.name: score for score in scores}
-    asked = [task for task in tasks if task.name in by_name]
-    texts = [
-        [visible_text(task[i]["messages"][-2]["content"]) for i in range(by_name[task.name].total)] for task in asked
-    ]
-    described = {}
-    for task, (found, checkable) in zip(asked, find_overlap(texts, cfg.contamination, dist)):
-        clean = [right for right, seen in zip(by_name[task.name].verdicts, found) if not seen]
-        described[task.name] = (
-            f"{found.sum():,} of {checkable:,}",
-            f"{task.name}: {found.sum():,} of {checkable:,} items of {RUN} words or more share {RUN} in a row with the "
-            f"training text {cfg.contamination}; accuracy without them: {sum(clean) / max(1, len(clean)):.1%}.",
-        )
-    return described
+def question_texts(tasks: list[Task], scores: list[Score]) -> list[list[str]]:
+    """What the user asks in every item that was scored."""
+    by_name = {task.name: task for task in tasks}
+    items = [[by_name[score.name][i] for i in range(score.total)] for score in scores]
+    return [[visible_text(item["messages"][-2]["content"]) for item in group] for group in items]
 
 
-def show(cfg: Config, loaded, scores: list[Score], overlap: dict, notes: list[str], seconds: float, dist: Dist) -> None:
+def show(cfg: Config, loaded, scores: list[Score], notes: list[str], seconds: float, dist: Dist) -> None:
     """Print the table, and leave a section for the report."""
     counted = [score for score in scores if score.name in CHAT_CORE]
     label = (
@@ -130,11 +119,12 @@ def show(cfg: Config, loaded, scores: list[Score], overlap: dict, notes: list[st
         if score.pass_at:
             passes = ", ".join(f"pass@{k} {value:.1%}" for k, value in score.pass_at.items())
             notes.append(f"{score.name}: {passes}; an item counts as right if one of {cfg.num_samples} answers is.")
+    if cfg.contamination:
+        notes.append(explain(cfg.contamination))
     if cfg.max_items:
         notes.append(f"A quick look: at most {cfg.max_items:,} items of each task.")
     console = score_console()
-    columns = {"in training text": [overlap[score.name][0] for score in scores]} if overlap else {}
-    console.print(score_table(str(loaded.path), scores, **columns))
+    console.print(score_table(str(loaded.path), scores))
     console.print(*notes, *(f"{name}: {value:.4f}" for name, value in metrics.items()), sep="\n", highlight=False)
     report.write_section(
         f"chat_eval_{cfg.source}",

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat import checkpoint_manager, dataset
+from nanochat import checkpoint_manager, core_eval, dataset
 from nanochat.chat_eval import chat_core, cut_prompt, evaluate, flatten, last_logits, pass_at_k
 from nanochat.common import Dist
 from nanochat.configurator import parse
@@ -347,7 +347,7 @@ def workshop(base_dir, tiny_tokenizer, model):
 
 
 COMMANDS = {
-    "base_eval": (base_eval, []),
+    "base_eval": (base_eval, ["--contamination", "mine"]),
     "chat_eval_sft": (chat_eval, ["-a", "MMLU", "GSM8K", "-m", "8", "--contamination", "mine"]),
 }
 
@@ -380,10 +380,36 @@ def test_two_ranks_report_what_one_does(workshop, section, capsys):
     if section == "base_eval":
         assert [(score["name"], score["total"]) for score in one["scores"]] == [("copa", 9), ("squad", 30)]
         assert list(one["metrics"]) == ["CORE of 2 tasks"] and "hellaswag" in one["notes"][0]
+        assert [(score["seen"], score["checked"]) for score in one["scores"]] == [(0, 0), (0, 0)]
     else:
         assert [(score["name"], score["total"]) for score in one["scores"]] == [("MMLU", 9), ("GSM8K", 5)]
-        assert any("GSM8K: 5 of 5 items" in note for note in one["notes"])
+        assert [(score["seen"], score["checked"]) for score in one["scores"]] == [(0, 9), (5, 5)]
+        assert one["scores"][1]["unseen_accuracy"] is None and "mine" in one["notes"][0]
         assert list(one["metrics"]) == ["ChatCORE of 2 of its 6 tasks"] and one["samples"][0]["answer"] in list("ABCD")
+
+
+def test_an_interrupted_evaluation_goes_on_behind_the_tasks_it_finished(workshop, monkeypatch):
+    """It dies in the second task; --resume computes only that one, and a look of another size computes all."""
+    asked, evaluate_task = [], core_eval.evaluate_task
+
+    def evaluate(model, tokenizer, task, *rest):
+        asked.append(task.name)
+        if asked == ["copa", "squad"]:
+            raise KeyboardInterrupt
+        return evaluate_task(model, tokenizer, task, *rest)
+
+    monkeypatch.setattr(core_eval, "evaluate_task", evaluate)
+    run = lambda *arguments: base_eval.main(parse(base_eval.Config, ["--device=cpu", *arguments]))  # noqa: E731
+    read = lambda: json.loads((workshop / "report" / "base_eval.json").read_text())["scores"]  # noqa: E731
+    with pytest.raises(KeyboardInterrupt):
+        run()
+    run("--resume")
+    assert asked == ["copa", "squad", "squad"]
+    resumed = read()
+    run("--resume", "--max_items=4")
+    assert asked[3:] == ["copa", "squad"] and [score["total"] for score in read()] == [4, 4]
+    run()
+    assert asked[5:] == ["copa", "squad"] and read() == resumed
 
 
 def test_several_greedy_answers_are_refused(base_dir):
