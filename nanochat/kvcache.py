@@ -10,6 +10,8 @@ import copy
 import torch
 import torch.nn as nn
 
+from nanochat.lora import merged
+
 ROW_COUNTS = (4, 8, 16, 32, 64)  # the batches that decode is tried in
 ROUND = 64  # positions: what a row attends to is rounded up to a multiple of this
 
@@ -83,6 +85,7 @@ def inference_copy(model: nn.Module) -> nn.Module:
     On a CPU matrices are laid out by input channel: a product then reads them in order and, unlike with torch's own
     layout, has the same bits for 4 rows as for 16, and takes less time for few rows.
     """
+    model = merged(model)
     tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     copies = {}
     for p in model.parameters():

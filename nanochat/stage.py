@@ -27,6 +27,7 @@ from nanochat.common import (
 )
 from nanochat.dataloader import Batches, ChatSource
 from nanochat.gpt import GPT
+from nanochat.lora import LowRankAdamW, merged
 from nanochat.loss_eval import evaluate_loss
 from nanochat.optim import build_optimizers
 from nanochat.tokenizer import Tokenizer
@@ -62,6 +63,19 @@ class RunConfig:
     """steps between checkpoints, with one at the end; by default a tenth of the run; 0: never"""
     keep_last: int = 2
     """checkpoints to keep"""
+
+
+@dataclass(frozen=True)
+class TuneConfig(RunConfig):
+    lora_rank: int = 0
+    """above 0: train only products of this rank beside the matrices, for a large model on a small GPU (lora.py)"""
+
+
+def tuning_optimizers(cfg: TuneConfig, model: GPT, dist: Dist) -> list:
+    """Those of all weights; with --lora_rank one for the products only, which are merged when the model is saved."""
+    if not cfg.lora_rank:
+        return build_optimizers(model, dist, cfg.lr_scale)
+    return [LowRankAdamW(model, cfg.lora_rank, compute_dtype(dist.device), dist, cfg.lr_scale, cfg.seed)]
 
 
 def resume_point(cfg: RunConfig, stage: str, tag: str, dist: Dist) -> checkpoint_manager.Checkpoint | None:
@@ -182,7 +196,7 @@ def train(
             tensors: dict[str, torch.Tensor] = {}
             for optimizer in optimizers:
                 tensors |= optimizer.state_dict()
-            saver.save(model, step.state, tensors)
+            saver.save(merged(model), step.state, tensors)
 
         fit(
             forward,
@@ -207,7 +221,7 @@ def train(
 
 
 @dataclass(frozen=True)
-class ChatConfig(RunConfig):
+class ChatConfig(TuneConfig):
     source_step: int | None = None
     """step of the model to start from; by default its newest"""
     max_seq_len: int | None = None
@@ -243,7 +257,7 @@ def train_chat(
         epochs=None if open_ended else cfg.epochs,
         position=checkpoint.state.data if checkpoint else None,
     )
-    optimizers = build_optimizers(start.model, dist, cfg.lr_scale)
+    optimizers = tuning_optimizers(cfg, start.model, dist)
 
     def evaluate(model: GPT, last: bool) -> dict[str, float]:
         values = {}
@@ -294,12 +308,14 @@ def _write_section(cfg, stage, title, model, state: State, log_path, dist: Dist,
     speed = state.tokens / max(state.seconds, 1e-9)
     peak = peak_flops(dist.device)
     metrics = metrics | {
-        "parameters": sum(p.numel() for p in model.parameters()),
+        "parameters": sum(p.numel() for p in merged(model).parameters()),
         "steps": state.step,
         "tokens": state.tokens,
         "tokens_per_second": speed,
         "peak_memory": peak_memory(dist.device),
     }
+    if (trained := sum(p.numel() for p in model.parameters() if p.requires_grad)) < metrics["parameters"]:
+        metrics["parameters trained"] = trained
     if peak:
         metrics["mfu"] = speed * model.flops_per_token() / (peak * dist.world_size)
     if state.skipped:

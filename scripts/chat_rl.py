@@ -27,14 +27,14 @@ from nanochat.chat_eval import evaluate
 from nanochat.common import Dist, compute_dtype, setup
 from nanochat.configurator import parse
 from nanochat.engine import Completion, Engine, Sampling
-from nanochat.optim import build_optimizers, linear
-from nanochat.stage import RunConfig, finished, resume_point, train
+from nanochat.optim import linear
+from nanochat.stage import TuneConfig, finished, resume_point, train, tuning_optimizers
 from nanochat.trainer import Batch
 from tasks import registry
 
 
 @dataclass(frozen=True)
-class Config(RunConfig):
+class Config(TuneConfig):
     """Reinforcement learning: the assistant tries problems, and what was right becomes likelier."""
 
     task: str = "GSM8K"
@@ -177,7 +177,7 @@ def main(cfg: Config) -> None:
             title="RL",
             model=now.model,
             tokenizer=now.tokenizer,
-            optimizers=build_optimizers(now.model, dist, cfg.lr_scale),
+            optimizers=tuning_optimizers(cfg, now.model, dist),
             batches=rollouts,
             schedule=linear(1.0, 0.0),
             num_iterations=cfg.num_iterations or (None if cfg.minutes else one_epoch),

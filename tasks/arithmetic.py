@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from nanochat.execution import calculate
-from tasks.common import Answer, Task, exchange, generator, pick, reference_text, split_of
+from tasks.common import Answer, Drawn, exchange, generator, pick, reference_text, split_of
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,13 @@ PHRASINGS = (
 )
 
 
-class Arithmetic(Task):
+class Arithmetic(Drawn):
     """Addition, subtraction, multiplication and division of whole numbers of two to four digits, in ten phrasings.
 
     Training also has numbers of one digit, which people try first.
     """
 
     name = "Arithmetic"
-    endless = True
-    short = True
-    splits = ("train", "validation", "test")
-
-    def __init__(self, split: str, size: int = 2000):
-        super().__init__(split)
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
 
     def __getitem__(self, index: int) -> dict:
         rng = generator(self.name, self.split, index)

@@ -56,6 +56,21 @@ class Task:
         return completion.text.strip() == reference_text(conversation)
 
 
+class Drawn(Task):
+    """Short exchanges made up by a rule, another for every index: `size` is how many an evaluation asks."""
+
+    endless = True
+    short = True
+    splits = ("train", "validation", "test")
+
+    def __init__(self, split: str, size: int = 2000):
+        super().__init__(split)
+        self.size = size
+
+    def __len__(self) -> int:
+        return self.size
+
+
 def split_of(key: str, held_out: float = 0.1) -> str:
     """The split that a fact belongs to, on every machine and for ever: a tenth is held out, and a fifth of that is
     "validation", for whatever is looked at while a model is made."""

@@ -8,7 +8,7 @@ operands of the test, in either order, is ever seen in training. Reinforcement l
 
 import numpy as np
 
-from tasks.common import Answer, Task, exchange, generator, pick, reference_text, split_of
+from tasks.common import Answer, Drawn, exchange, generator, pick, reference_text, split_of
 
 MOST = 49  # so that every result has at most two digits
 APART = 10
@@ -23,21 +23,11 @@ PHRASINGS = (
 )
 
 
-class MentalArithmetic(Task):
+class MentalArithmetic(Drawn):
     """Sums and differences of whole numbers from 1 to 49, none of them negative, with two results to choose from."""
 
     name = "MentalArithmetic"
     chance = 0.5
-    endless = True
-    short = True
-    splits = ("train", "validation", "test")
-
-    def __init__(self, split: str, size: int = 2000):
-        super().__init__(split)
-        self.size = size
-
-    def __len__(self) -> int:
-        return self.size
 
     def __getitem__(self, index: int) -> dict:
         rng = generator(self.name, self.split, index)

@@ -13,7 +13,7 @@ import numpy as np
 
 from nanochat import dataset
 from nanochat.execution import calculate
-from tasks.common import Answer, Task, exchange, generator, pick, reference_text, split_of
+from tasks.common import Answer, Drawn, exchange, generator, pick, reference_text, split_of
 
 LEAST_COUNT = 5  # rarer words of the corpus are mostly names and typing errors
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
@@ -48,23 +48,16 @@ def count_words() -> dict[str, int]:
     return {word: count for word, count in sorted(counts.items()) if count >= LEAST_COUNT}
 
 
-class WordTask(Task):
+class WordTask(Drawn):
     """Draws words of its split, the square root of their frequency being their weight: common ones come more often, and
     all of them come."""
 
-    endless = True
-    short = True
-    splits = ("train", "validation", "test")
-
     def __init__(self, split: str):
-        super().__init__(split)
         words = {word: count for word, count in count_words().items() if split_of(word) == split}
+        super().__init__(split, size=len(words))
         self.words = list(words)
         weights = np.sqrt(np.array(list(words.values()), dtype=np.float64))
         self.cumulative = np.cumsum(weights / weights.sum())
-
-    def __len__(self) -> int:
-        return len(self.words)
 
     def draw_word(self, rng: np.random.Generator) -> str:
         return self.words[min(int(np.searchsorted(self.cumulative, rng.random())), len(self.words) - 1)]

@@ -13,7 +13,7 @@ from test_chat_eval import Oracle
 from test_eval_tasks import BODY, PROMPT, TEST, arc_row, mmlu_row, require_sandbox, write
 
 from nanochat.chat_eval import CHAT_CORE, evaluate
-from nanochat.engine import Completion, Engine
+from nanochat.engine import Completion
 from nanochat.gpt import GPT, GPTConfig
 from tasks.common import visible_text
 from tasks.registry import PUBLISHED, evaluation_task, evaluation_tasks
@@ -27,8 +27,9 @@ def evals(tmp_path_factory) -> Path:
     if EVALS:
         return Path(EVALS)
     folder = tmp_path_factory.mktemp("evals")
-    for name in ("easy", "challenge"):
-        write(folder / f"arc_{name}_test.jsonl", [arc_row(i, "ABCDE"[: 3 + i % 3]) for i in range(300)])
+    for name, first in (("easy", 600), ("challenge", 3900)):  # numbers whose right letters are about even
+        rows = [arc_row(i, "ABCDE"[: 3 + i % 3]) for i in range(first, first + 300)]
+        write(folder / f"arc_{name}_test.jsonl", rows)
     write(folder / "mmlu_test.jsonl", [mmlu_row(i) for i in range(400)])
     write(folder / "gsm8k_test.jsonl", [{"question": f"{i} + {i}?", "answer": f"#### {2 * i}"} for i in range(20)])
     human = {"prompt": PROMPT, "canonical_solution": BODY, "test": TEST, "entry_point": "area"}
@@ -72,11 +73,44 @@ def planted_letters(tokenizer, items, sign) -> Oracle:
     return oracle
 
 
+class FirstIsRight:
+    """A biased grader: whatever the question, the first letter counts as right."""
+
+    def __init__(self, task):
+        self.task, self.name, self.kind, self.chance = task, task.name, task.kind, task.chance
+
+    def __len__(self):
+        return len(self.task)
+
+    def __getitem__(self, index):
+        return self.task[index]
+
+    def grade(self, conversation, completion):
+        return completion.text == conversation["letters"][0]
+
+
+def noisy_model(tokenizer, seed: int) -> GPT:
+    """Noise in every weight, so that it prefers some letters to others, more with some questions than with others."""
+    config = GPTConfig(tokenizer.vocab_size, 1024, n_layer=2, n_head=1, n_kv_head=1, n_embd=32)
+    generator = torch.Generator().manual_seed(seed)
+    model = GPT(config).init_weights(generator).eval()
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.2)
+    return model
+
+
 @pytest.mark.parametrize("name", [name for name in CHAT_CORE if name in ("ARC-Easy", "ARC-Challenge", "MMLU")])
 def test_random_weights_score_at_chance(name, evals, tiny_tokenizer):
+    """Whatever such a model prefers. With a biased grader the same models would not."""
     task = evaluation_task(name, evals)
-    config = GPTConfig(tiny_tokenizer.vocab_size, 1024, n_layer=1, n_head=1, n_kv_head=1, n_embd=32)
-    model = GPT(config).init_weights(torch.Generator().manual_seed(0)).eval()
-    score = evaluate(Engine(model, tiny_tokenizer, max_batch=1), tiny_tokenizer, task)
-    print(f"{name}: {score.correct} of {score.total}, {score.low:.4f} to {score.high:.4f}, chance {task.chance:.4f}")
-    assert score.total == len(task) and score.low < task.chance < score.high
+    biased = []
+    for seed in range(3):
+        engine = SimpleNamespace(model=noisy_model(tiny_tokenizer, seed))
+        score, other = (evaluate(engine, tiny_tokenizer, t) for t in (task, FirstIsRight(task)))
+        print(
+            f"{name}: {score.correct} of {score.total}, {score.low:.4f} to {score.high:.4f}, chance {task.chance:.4f}"
+        )
+        assert score.total == len(task) and score.low < task.chance < score.high
+        biased.append(not other.low < task.chance < other.high)
+    assert sum(biased) >= 2, "these models prefer no letter, so they would not show a bias"

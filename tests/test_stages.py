@@ -1,4 +1,4 @@
-"""Midtraining, SFT and RL, killed at any moment, end with the same bytes as the run that was not.
+"""Midtraining, SFT (low-rank) and RL, killed at any moment, end with the same bytes as the run that was not.
 
 Run as a program, this file is the parent of all the runs: it imports torch once and forks a child for each.
 """
@@ -79,7 +79,7 @@ def main() -> None:
     common = {"device": "cpu", "num_iterations": STEPS, "save_every": 1, "eval_every": 0, "keep_last": 99}
     stages = {
         "mid": (mid_train, {"mixture": "quickstart", "device_batch_size": 2}),
-        "sft": (chat_sft, {"mixture": "quickstart", "device_batch_size": 4}),
+        "sft": (chat_sft, {"mixture": "quickstart", "device_batch_size": 4, "lora_rank": 2}),
         "rl": (chat_rl, {"examples_per_step": 2, "num_samples": 4, "max_tokens": 8, "lr_scale": 0.3}),
     }
 
