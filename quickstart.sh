@@ -44,8 +44,8 @@ stage "Pretraining" python -m scripts.base_train "${run[@]}" --data="$DATA" --de
 stage "Base model" python -m scripts.base_loss --model_tag=quickstart --eval_tokens=65536
 stage "Midtraining" python -m scripts.mid_train "${run[@]}" --mixture=quickstart --minutes="$MID_MINUTES"
 stage "Finetuning" python -m scripts.chat_sft "${run[@]}" --mixture=quickstart --minutes="$SFT_MINUTES"
-stage "Evaluation of midtraining" python -m scripts.chat_eval -i mid -g quickstart --max_items=$((ITEMS / 2))
-stage "Evaluation" python -m scripts.chat_eval -i sft -g quickstart --max_items="$ITEMS"
+stage "Evaluation of midtraining" python -m scripts.chat_eval -i mid -g quickstart --max_items=$((ITEMS / 2)) --contamination="$DATA"
+stage "Evaluation" python -m scripts.chat_eval -i sft -g quickstart --max_items="$ITEMS" --contamination="$DATA"
 stage "Report" python -m nanochat.report generate
 
 printf '\nA talk with the model that you have just trained:\n'

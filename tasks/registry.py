@@ -67,7 +67,10 @@ def practice(name: str, folder: Path | None = None) -> tuple[Task, Task]:
     if name == "GSM8K":
         return build(name, "train", folder), build(name, "validation", folder)
     if name not in fit:
-        raise SystemExit(f"{name!r} is nothing to practise. There are: {', '.join(['GSM8K', *fit])}.")
+        raise SystemExit(
+            f"{name!r} is nothing to practise: it needs graded answers, a training and a validation split. "
+            f"There are: {', '.join(['GSM8K', *fit])}."
+        )
     return fit[name]("train"), fit[name]("validation")
 
 

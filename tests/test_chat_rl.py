@@ -118,6 +118,6 @@ def test_answers_depend_on_the_problem_and_not_on_the_ranks(model, tiny_tokenize
 def test_practice_is_never_the_test():
     for name in ("Arithmetic", "MentalArithmetic"):
         assert [task.split for task in practice(name)] == ["train", "validation"]
-    for name in ("MMLU", "Identity", "nothing"):
+    for name in ("MMLU", "HumanEval", "Identity", "nothing"):
         with pytest.raises(SystemExit, match="MentalArithmetic"):
             practice(name)
