@@ -81,6 +81,7 @@ class Finished:
         self.path, self.what, self.dist = base_dir() / "logs" / "base_eval.json", what, dist
         self.start = time.monotonic()
         kept = read_json(self.path) if resume and self.path.exists() else {}
+        kept = dist.gather_objects(kept)[0]  # the ranks must skip the same tasks, also on several machines
         kept = kept if kept.get("what") == what else {}
         self.scores = {name: Score(**score) for name, score in kept.get("scores", {}).items()}
         self.seconds = kept.get("seconds", 0.0)  # of the runs before
