@@ -75,7 +75,8 @@ def tuning_optimizers(cfg: TuneConfig, model: GPT, dist: Dist) -> list:
     """Those of all weights; with --lora_rank one for the products only, which are merged when the model is saved."""
     if not cfg.lora_rank:
         return build_optimizers(model, dist, cfg.lr_scale)
-    return [LowRankAdamW(model, cfg.lora_rank, compute_dtype(dist.device), dist, cfg.lr_scale, cfg.seed)]
+    beneath = torch.float32 if cfg.dtype == "float32" else compute_dtype(dist.device)
+    return [LowRankAdamW(model, cfg.lora_rank, beneath, dist, cfg.lr_scale, cfg.seed)]
 
 
 def resume_point(cfg: RunConfig, stage: str, tag: str, dist: Dist) -> checkpoint_manager.Checkpoint | None:
