@@ -129,6 +129,7 @@ def config(checkpoint: Checkpoint) -> dict:
         "value_layers": [int(layer) for layer in model.value_embeddings],
         "rope_base": gpt.ROPE_BASE,
         "softcap": gpt.SOFTCAP,
+        "windows": [0] * model.config.n_layer,
         "gate_channels": gpt.GATE_CHANNELS,
     }
 
@@ -207,7 +208,7 @@ answer = model.generate(**inputs, max_new_tokens=100)
 print(tokenizer.decode(answer[0, inputs["input_ids"].size(1):], skip_special_tokens=True))
 ```
 
-`trust_remote_code` runs modeling_nanochat.py and nanochat_model.py of this folder, 330 lines that you can read first.
+`trust_remote_code` runs modeling_nanochat.py and nanochat_model.py of this folder, 350 lines that you can read first.
 """
 
 USE_BASE = """\
@@ -220,7 +221,7 @@ inputs = tokenizer("{question}", return_tensors="pt")
 print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0], skip_special_tokens=True))
 ```
 
-`trust_remote_code` runs modeling_nanochat.py and nanochat_model.py of this folder, 330 lines that you can read first.
+`trust_remote_code` runs modeling_nanochat.py and nanochat_model.py of this folder, 350 lines that you can read first.
 """
 
 TOOL_WARNING = (

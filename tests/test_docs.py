@@ -52,6 +52,7 @@ ONLY_PARSED = {
     r"nanochat\.dataset($| .*(-n |climbmix|fineweb|--prepare))": "downloads; tests/test_dataset.py has a server for it",
     r"nanochat\.dataset .*PATH": "a path that the reader fills in",
     r"tasks\.published": "downloads; tests/test_eval_tasks.py and tests/test_packages.py",
+    r"scripts\.import_hf": "downloads; tests/test_import_hf.py makes a model of that class",
     r"scripts\.base_eval": "needs the evaluation sets; tests/test_core_eval.py",
     r"scripts\.chat_web": "serves until it is stopped; tests/test_server.py and tests/test_ui.py",
     r"dev\.(ablations|scaling)": "takes an hour",

@@ -2,6 +2,7 @@
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -93,6 +94,32 @@ def test_a_cache_changes_nothing(exported, hf_model, tiny_model):
         output = hf_model(part, past_key_values=past, use_cache=True)
         past = output.past_key_values
         torch.testing.assert_close(output.logits, wanted, **TOLERANCE)
+
+
+@torch.no_grad()
+def test_windows_are_kept_to(exported, tiny_model, tmp_path):
+    """Layers that see a part of what was, in both forms: a token that nothing sees any more changes nothing."""
+    folder = shutil.copytree(exported, tmp_path / "narrow")
+    config = json.loads((folder / "config.json").read_text()) | {"windows": [6, 5]}
+    (folder / "config.json").write_text(json.dumps(config))
+    plain = nanochat_model.load(folder)
+    hf = transformers.AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True).eval()
+    ids = tokens(tiny_model, 2, 40)
+    logits = plain(ids)
+    other = ids.clone()
+    other[:, 5] = (other[:, 5] + 1) % tiny_model.config.vocab_size
+    same = (plain(other) == logits).all(dim=-1)
+    assert not same[:, 5:15].any() and same[:, 16:].all()  # 6 - 1 and 5 - 1 tokens further, and smear's one
+    for implementation in ("eager", "sdpa"):
+        hf.set_attn_implementation(implementation)
+        torch.testing.assert_close(hf(ids).logits, logits, **TOLERANCE)
+    first = hf(ids[:, :20], use_cache=True)
+    torch.testing.assert_close(
+        hf(ids[:, 20:], past_key_values=first.past_key_values).logits, logits[:, 20:], **TOLERANCE
+    )
+    inputs = {"attention_mask": torch.ones_like(ids), "max_new_tokens": 5}
+    static = hf.generate(ids, cache_implementation="static", disable_compile=True, **inputs)
+    assert torch.equal(static, hf.generate(ids, use_cache=False, **inputs))
 
 
 @torch.no_grad()

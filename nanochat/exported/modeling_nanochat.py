@@ -7,7 +7,6 @@ Its difference to other models is that each token's embedding is mixed with the 
 the last token, as the state of a convolution.
 """
 
-import torch
 import torch.nn.functional as F
 from transformers import DynamicCache, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.masking_utils import create_causal_mask
@@ -43,6 +42,7 @@ class NanochatConfig(PreTrainedConfig):
         attention_sharpness=1.0,
         softcap=15.0,
         gate_channels=12,
+        windows=(),
         use_cache=True,
         **kwargs,
     ):
@@ -50,7 +50,7 @@ class NanochatConfig(PreTrainedConfig):
         self.n_layer, self.n_head, self.n_kv_head, self.n_embd = n_layer, n_head, n_kv_head, n_embd
         self.value_layers, self.gate_channels = list(value_layers), gate_channels
         self.rope_base, self.attention_sharpness, self.softcap = rope_base, attention_sharpness, softcap
-        self.use_cache = use_cache
+        self.windows, self.use_cache = list(windows) or [0] * n_layer, use_cache
         self.intermediate_size, self.head_dim = 4 * n_embd, n_embd // n_head
         # "hybrid": the first layer's cache holds keys and values, and the last token beside them.
         self.layer_types = ["hybrid"] + ["full_attention"] * (n_layer - 1)
@@ -81,6 +81,11 @@ class NanochatForCausalLM(PreTrainedModel, GenerationMixin):
     def get_output_embeddings(self):
         return self.model.head
 
+    @staticmethod
+    def create_masks_for_generate(attention_mask, **kwargs):
+        """generate() would make the masks for a static cache; `forward` does it for any."""
+        return attention_mask
+
     def forward(
         self,
         input_ids,
@@ -100,7 +105,7 @@ class NanochatForCausalLM(PreTrainedModel, GenerationMixin):
         start = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
             position_ids = input_ids.new_ones(len(input_ids), start + T)
-            if isinstance(attention_mask, torch.Tensor) and attention_mask.dim() == 2:
+            if attention_mask is not None and attention_mask.dim() == 2:
                 position_ids = attention_mask.long()
             position_ids = (position_ids.cumsum(dim=1) - 1).clamp(min=0)[:, -T:]
 
@@ -108,19 +113,23 @@ class NanochatForCausalLM(PreTrainedModel, GenerationMixin):
         if past_key_values is not None:
             seen = past_key_values.update_conv_state(input_ids[:, None], 0, conv_kernel_size=1)[:, 0]
         previous = F.pad(seen, (1, 0))[:, -T - 1 : -1]
-        mask = create_causal_mask(
-            config=self.config,
-            inputs_embeds=self.model.embedding.weight.new_empty(*input_ids.shape, 1),  # its shape and type are read
-            # generate() with a static cache has made the masks already, one for each kind of layer
-            attention_mask=attention_mask["full_attention"] if isinstance(attention_mask, dict) else attention_mask,
-            past_key_values=past_key_values,
-            position_ids=position_ids,
-        )
+        masks = {
+            window: create_causal_mask(
+                config=self.config,
+                inputs_embeds=self.model.embedding.weight.new_empty(*input_ids.shape, 1),  # its shape and type are read
+                attention_mask=attention_mask,
+                past_key_values=past_key_values,
+                position_ids=position_ids,
+                and_mask_function=seen_by(window) if window else None,
+            )
+            for window in set(self.config.windows)
+        }
         interface = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention)
 
         def attend(attention, q, k, v):
             if past_key_values is not None:
                 k, v = past_key_values.update(k, v, attention.layer_idx)
+            mask = masks[attention.window]
             return interface(attention, q, k, v, mask, dropout=0.0, scaling=attention.scaling, **kwargs)[0]
 
         x = self.model.features(input_ids, previous, position_ids, attend)
@@ -131,6 +140,11 @@ class NanochatForCausalLM(PreTrainedModel, GenerationMixin):
             loss = self.loss_function(logits, labels, self.config.vocab_size, **kwargs)
         output = CausalLMOutputWithPast(loss=loss, logits=logits, past_key_values=past_key_values)
         return output if return_dict is not False else output.to_tuple()
+
+
+def seen_by(window):
+    """Further than this a token of such a layer does not look back."""
+    return lambda batch, head, query, key: key > query - window
 
 
 def eager_attention(module, q, k, v, mask, scaling, **kwargs):

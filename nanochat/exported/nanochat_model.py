@@ -33,6 +33,7 @@ class Attention(nn.Module):
     def __init__(self, config, layer):
         super().__init__()
         self.config, self.layer_idx = config, layer
+        self.window = config.windows[layer]  # tokens, its own among them, that a token sees; 0: all
         self.head_dim = config.n_embd // config.n_head
         self.scaling = config.attention_sharpness / math.sqrt(self.head_dim)
         # A matrix (D, C) for each head: those of the queries, then of the keys, then of the values.
@@ -119,9 +120,10 @@ class GPT(nn.Module):
         seen = torch.cat((cache.get("ids", ids[:, :0]), ids), dim=1)
         S, T = seen.size(1), ids.size(1)
         positions = torch.arange(S, device=ids.device).expand_as(seen)
-        mask = torch.ones(T, S, dtype=torch.bool, device=ids.device).tril(S - T)
+        causal = torch.ones(T, S, dtype=torch.bool, device=ids.device).tril(S - T)
 
         def attend(attention, q, k, v):
+            mask = causal.triu(S - T - attention.window + 1) if attention.window else causal
             if attention.layer_idx in cache:
                 k, v = (torch.cat(pair, dim=2) for pair in zip(cache[attention.layer_idx], (k, v)))
             cache[attention.layer_idx] = k, v
