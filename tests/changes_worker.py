@@ -89,9 +89,9 @@ def graded(name: str, right: str, wrong: str, key: str | None = None) -> None:
     """The task accepts one answer, and not the other."""
     from types import SimpleNamespace
 
-    from tasks.mixtures import evaluation_tasks
+    from tasks.mixtures import built_in_tasks
 
-    (found,) = [task for task in evaluation_tasks() if task.name == name]
+    (found,) = [task for task in built_in_tasks() if task.name == name]
     item = 0 if key is None else [k for k, _ in found.phrasings].index(key)
     for text, expected in ((right, True), (wrong, False)):
         answer = SimpleNamespace(text=text, parts=[{"type": "text", "text": text}])
