@@ -39,6 +39,11 @@ def copy_repository(folder: Path) -> Path:
     return folder
 
 
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        pass
+
+
 @pytest.fixture
 def published(tmp_path):
     """A server with the shards of the dataset that the page adds. Its address."""
@@ -47,9 +52,7 @@ def published(tmp_path):
     for number in range(2):
         texts = [f"Story {number} of {i}: the fox went to the {i}th river and slept.\n" * 20 for i in range(60)]
         pq.write_table(pa.table({"text": texts}), folder / f"shard_{number:05d}.parquet")
-    handler = partial(SimpleHTTPRequestHandler, directory=tmp_path / "server")
-    handler.log_message = lambda *_: None
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=tmp_path / "server"))
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown(), server.server_close()
