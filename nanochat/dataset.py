@@ -4,6 +4,7 @@ In: the name of a source, or a path. Out: data/<name>/{train,val}/shard_*.parque
 with a manifest.json beside them, and `documents(name, split)` to read them back.
 """
 
+import dataclasses
 import hashlib
 import importlib.metadata
 import itertools
@@ -12,7 +13,6 @@ import os
 import shutil
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -139,14 +139,14 @@ def prepare_files(path: Path, name: str, fraction: float = 0.05) -> dict:
 # The command
 
 
-@dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True)
 class Config:
     """Get text to train on: python -m nanochat.dataset -n 8, or --source wiki, or --from PATH --name mine."""
 
-    n: Annotated[int, tyro.conf.arg(aliases=["-n"])] = 8
-    """Training shards to download, about 100 MB and 250 M characters each; -1 is all of them."""
-    source: Literal["climbmix", "fineweb", "wiki", "smoltalk"] = "climbmix"
-    """What to get; --list says what each is."""
+    n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
+    """Training shards to download, about 100 MB and 250 M characters each; -1 is all of them; by default 8."""
+    source: Literal["climbmix", "fineweb", "wiki", "smoltalk"] | None = None
+    """What to get, by default climbmix; without any flag, all sources are shown."""
     workers: Annotated[int, tyro.conf.arg(aliases=["-w"])] = 8
     """Downloads at the same time."""
     background: bool = False
@@ -159,14 +159,13 @@ class Config:
     """Make the published shards anew from the set that they were made of, fetched, or in the folder --from."""
     mirror: str = ""
     """Fetch from this server, which has the paths of the publisher's."""
-    list: bool = False
-    """Only show the sources, and what of them is here."""
 
 
 def main(cfg: Config) -> None:
     start = time.monotonic()
-    if cfg.list:
+    if cfg == Config():
         return show_sources()
+    cfg = dataclasses.replace(cfg, n=8 if cfg.n is None else cfg.n, source=cfg.source or "climbmix")
     if cfg.background and (cfg.source not in PUBLISHED or cfg.from_path or cfg.prepare):
         raise SystemExit(f"--background is for a download of shards: --source {' or '.join(PUBLISHED)}.")
     if cfg.prepare:

@@ -81,13 +81,16 @@ def main(cfg: Config) -> None:
         path = checkpoint_manager.find(cfg.source, cfg.model_tag, cfg.step)
         checkpoint = checkpoint_manager.load(path=path, device=device, dtype=compute_dtype(device))
         weights = cfg.weights if device.type == "cpu" else None
-        chat = Chat(Engine(checkpoint.model, checkpoint.tokenizer, max_batch=1, weights=weights), sampling)
+        engine = Engine(checkpoint.model, checkpoint.tokenizer, max_batch=1, weights=weights)
+        chat = Chat(engine, sampling, base=checkpoint.stage == "base")
         if cfg.prompt is not None:
             chat.say(cfg.prompt)
             return
     except ValueError as error:
         raise SystemExit(str(error)) from error
     print(dim(f"{checkpoint.stage} {checkpoint.tag}, step {checkpoint.state.step}, on {device.type}. /help, /quit"))
+    if chat.base:
+        print(dim("It has not learned to talk yet: it goes on with each text that you write."))
     talk(chat, read_lines())
 
 
@@ -154,21 +157,28 @@ def change(chat: "Chat", words: str) -> str:
 
 
 class Chat:
-    """A conversation: what was said so far, and a model to go on with it."""
+    """A conversation: what was said so far, and a model to go on with it. A base model, which has never seen one, goes
+    on with the last message as a text."""
 
-    def __init__(self, engine: Engine, sampling: Sampling):
-        self.engine, self.sampling, self.system = engine, sampling, ""
+    def __init__(self, engine: Engine, sampling: Sampling, base: bool = False):
+        self.engine, self.sampling, self.system, self.base = engine, sampling, "", base
         self.messages: list[dict] = []
+
+    def tokens(self, messages: list[dict]) -> list[int]:
+        """What the model reads before it says something."""
+        tokenizer = self.engine.tokenizer
+        if self.base:
+            return [tokenizer.bos_id, *tokenizer.encode(messages[-1]["content"]).tolist()]
+        instructions = [{"role": "system", "content": self.system}] if self.system else []
+        return tokenizer.render_for_completion({"messages": [*instructions, *messages]}).tolist()
 
     def say(self, text: str) -> Completion:
         """Print the answer as it comes. Ctrl-C stops it, and what was said stays in the conversation.
 
         ValueError if the conversation does not fit in the context any more; then it is as before."""
         asked = [*self.messages, {"role": "user", "content": text}]
-        instructions = [{"role": "system", "content": self.system}] if self.system else []
-        prompt = self.engine.tokenizer.render_for_completion({"messages": [*instructions, *asked]})
         try:
-            request = self.engine.submit(prompt, self.sampling)
+            request = self.engine.submit(self.tokens(asked), self.sampling)
         except ValueError as error:
             raise ValueError(f"{error} /new begins another conversation.") from error
         shown = open_answer()

@@ -79,6 +79,18 @@ def test_prompt_prints_only_the_answer(checkpoint, chat, tiny_tokenizer, capsys)
     assert capsys.readouterr().out == printable(expected) + "\n"
 
 
+def test_a_base_model_goes_on_with_the_text(base_dir, tiny_model, tiny_tokenizer, capsys):
+    folder = base_dir / "checkpoints" / "base" / "tiny"
+    checkpoint_manager.save(folder, tiny_model, tiny_tokenizer, stage="base", state=State(3), settings={})
+    main(Config(prompt="The sky is", source="base", temperature=0, max_tokens=12, device="cpu", weights="float32"))
+    prompt = [tiny_tokenizer.bos_id, *tiny_tokenizer.encode("The sky is")]
+    expected = Engine(tiny_model, tiny_tokenizer, max_batch=1).generate([prompt], GREEDY)[0].text
+    assert capsys.readouterr().out == printable(expected) + "\n"
+    chat = Chat(Engine(tiny_model, tiny_tokenizer, max_batch=1), GREEDY, base=True)
+    chat.say("Grass is")
+    assert chat.tokens([*chat.messages, {"role": "user", "content": "The sky is"}]) == prompt, "each text by itself"
+
+
 def test_prompt_works_without_a_terminal(checkpoint):
     command = [sys.executable, "-m", "scripts.chat_cli", "--max_tokens=5", "--device=cpu"]
     run = {"capture_output": True, "text": True, "cwd": Path(__file__).parent.parent, "timeout": 300}

@@ -549,7 +549,7 @@ def test_conversations_and_the_table_of_sources(server, base, capsys):
         server.files[f"/datasets/HuggingFaceTB/smol-smoltalk/resolve/main/data/{file}"] = b"rows"
     dataset.main(dataset.Config(source="smoltalk", mirror=server.url))
     assert len(list((base / "evals").glob("smoltalk_*.parquet"))) == 5
-    dataset.main(dataset.Config(list=True))
+    dataset.main(dataset.Config())
     said = " ".join(capsys.readouterr().out.split())
     assert all(name in said for name in (*SOURCES, "--from PATH", "5 files"))
     for flag in ("background", "prepare"):
