@@ -145,7 +145,7 @@ class Config:
 
     n: Annotated[int | None, tyro.conf.arg(aliases=["-n"])] = None
     """Training shards to download, about 100 MB and 250 M characters each; -1 is all of them; by default 8."""
-    source: Literal["climbmix", "fineweb", "wiki", "smoltalk"] | None = None
+    source: Literal[tuple(SOURCES)] | None = None
     """What to get, by default climbmix; without any flag, all sources are shown."""
     workers: Annotated[int, tyro.conf.arg(aliases=["-w"])] = 8
     """Downloads at the same time."""
