@@ -30,6 +30,7 @@ MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 CONFIG, TOKENIZER, STATE = "config.json", "tokenizer.json", "state.json"
 REQUIRED = (MODEL, CONFIG, TOKENIZER, STATE)
 ABOUT = {"stage": "", "tag": "", "model": {}, "settings": {}}  # what config.json holds
+NEWER = frozenset({"bad", "recent"})  # of a state, which older checkpoints do not have
 MAX_HEADER_BYTES = 2**20  # of a safetensors file: what names its tensors; every name takes memory when it is read
 SCRIPTS = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft", "rl": "chat_rl"}
 
@@ -327,7 +328,8 @@ def load_optimizers(path: Path, optimizers: list) -> None:
 
 def _read_checked(path: Path, examples: dict) -> dict:
     """The object in a JSON file; its keys and the types of its values are those of `examples`."""
-    values = read_object(path, set(examples))
+    values = {name: examples[name] for name in NEWER & set(examples)}
+    values |= read_object(path, set(examples), NEWER)
     for name, example in examples.items():
         if type(values[name]) is not type(example) and not (type(example) is float and type(values[name]) is int):
             raise ValueError(

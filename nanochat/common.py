@@ -175,7 +175,8 @@ def pick_device(name: str = "auto") -> torch.device:
 
 @contextmanager
 def setup(device: str = "auto") -> Iterator[Dist]:
-    """Join the ranks that torchrun started (or be alone), and leave them on the way out."""
+    """Join the ranks that torchrun started (or be alone), and leave them on the way out. SystemExit if one of them is
+    lost meanwhile: the next sum over all ranks fails, by gloo at once, by NCCL when torchrun ends this process."""
     chosen = pick_device(device)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     rank, local_rank = int(os.environ.get("RANK", "0")), int(os.environ.get("LOCAL_RANK", "0"))
@@ -188,9 +189,15 @@ def setup(device: str = "auto") -> Iterator[Dist]:
         dist.init_process_group(backend, timeout=timedelta(minutes=10))
     try:
         yield Dist(rank, local_rank, world_size, chosen)
-    finally:
-        if world_size > 1:
-            dist.destroy_process_group()
+    except RuntimeError as error:
+        if world_size > 1 and any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "Connection closed")):
+            raise SystemExit(
+                f"Rank {rank} of {world_size} lost another rank ({str(error).splitlines()[0]:.200}). The cause is in "
+                "the output of the rank that ended first. The newest checkpoint is whole: --resume goes on from it."
+            ) from error
+        raise
+    if world_size > 1:  # after an error the others may be gone, and waiting for them would take minutes
+        dist.destroy_process_group()
 
 
 def compute_dtype(device: torch.device) -> torch.dtype:
@@ -340,19 +347,30 @@ class Progress:
 
 class MetricsLog:
     """Values by step in a JSONL file. Opened at step N it forgets what was logged after N, so that a resumed
-    run ends with the same file as one that was never interrupted."""
+    run ends with the same file as one that was never interrupted. What a full disk does not take is kept in memory and
+    tried again with the next row."""
 
     def __init__(self, path: Path, step: int = 0, dist: Dist = Dist()):
         self.path, self.dist = path, dist
+        self.waiting, self.failing = b"", False
         if dist.is_main:
             kept = [row for row in self.read(path) if row["step"] <= step] if step > 0 else []
             write_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
 
     def log(self, step: int, **values) -> None:
         """Numbers by name; also lists, of samples that are worth watching."""
-        if self.dist.is_main:
-            with open(self.path, "a", encoding="utf-8") as file:
-                file.write(json.dumps({"step": step, **values}) + "\n")
+        if not self.dist.is_main:
+            return
+        self.waiting += (json.dumps({"step": step, **values}) + "\n").encode()
+        try:
+            with open(self.path, "ab", buffering=0) as file:
+                while self.waiting:
+                    self.waiting = self.waiting[file.write(self.waiting) :]
+            self.failing = False
+        except OSError as error:
+            if not self.failing:
+                print(f"\n{self.path} cannot be written now: {error.strerror}. Trying again.", file=sys.stderr)
+            self.failing = True
 
     @staticmethod
     def read(path: Path) -> list[dict]:

@@ -92,7 +92,9 @@ class ShardWriter:
         if self.file is None:
             self.shards.append(f"shard_{len(self.shards):05d}.parquet")
             path = self.folder / self.shards[-1]
-            self.file = pq.ParquetWriter(path, table.schema, compression="zstd", use_dictionary=False)
+            self.file = pq.ParquetWriter(
+                path, table.schema, compression="zstd", use_dictionary=False, write_page_checksum=True
+            )
         self.file.write_table(table)
         self.file_characters += characters
         if self.file_characters >= SHARD_CHARACTERS:

@@ -10,10 +10,12 @@ global batch: the order does not depend on the number of ranks.
 from bisect import bisect_right, insort
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
@@ -120,7 +122,8 @@ class DocumentSource:
         file = self._file(shard)
         # The same order in every pass: in another one, what comes early was perhaps seen a moment ago.
         group = _permuted(self.seed, (0, shard), file.num_row_groups)[block]
-        texts = file.read_row_group(int(group), columns=["text"]).column("text").to_pylist()
+        with _reading(self.files[shard]):
+            texts = file.read_row_group(int(group), columns=["text"]).column("text").to_pylist()
         bos = np.array([self.tokenizer.bos_id])
         documents = [np.concatenate((bos, ids)) for ids in self.tokenizer.encode_batch(texts)]
         items = [(ids, np.arange(len(ids)) > 0) for ids in documents]
@@ -128,7 +131,20 @@ class DocumentSource:
         return _shuffled(rows, self.seed, (epoch, shard, block))
 
     def _file(self, shard: int) -> pq.ParquetFile:
-        return pq.ParquetFile(dataset.wait_for(self.files[shard]))  # in order, as a download brings them
+        path = dataset.wait_for(self.files[shard])  # in order, as a download brings them
+        with _reading(path):
+            return pq.ParquetFile(path, page_checksum_verification=True)
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
+    """ValueError naming the shard if what is done with this shard shows that it is damaged."""
+    try:
+        yield
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged ({error}). Delete it and prepare the dataset again: python -m nanochat.dataset --help"
+        ) from error
 
 
 @dataclass(frozen=True)

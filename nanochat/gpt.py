@@ -129,8 +129,16 @@ class Linear(nn.Linear):
     def __init__(self, n_in: int, n_out: int):
         super().__init__(n_in, n_out, bias=False)
 
+    def reset_parameters(self):
+        """Nothing: `GPT.init_weights` draws every weight."""
+
     def forward(self, x):
         return F.linear(x, self.weight.to(x.dtype))
+
+
+class Embedding(nn.Embedding):
+    def reset_parameters(self):
+        """Nothing, as above. On the meta device torch would load its compiler for it, which takes seconds."""
 
 
 class Attention(nn.Module):
@@ -201,12 +209,12 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.compute_dtype = torch.float32
-        self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
+        self.embedding = Embedding(config.vocab_size, config.n_embd)
         self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         kv_channels = config.n_kv_head * config.n_embd // config.n_head
         self.value_embeddings = nn.ModuleDict(
             {
-                str(layer): nn.Embedding(config.vocab_size, kv_channels)
+                str(layer): Embedding(config.vocab_size, kv_channels)
                 for layer, block in enumerate(self.blocks)
                 if block.attention.value_gate is not None
             }

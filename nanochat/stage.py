@@ -31,7 +31,7 @@ from nanochat.lora import LowRankAdamW, merged
 from nanochat.loss_eval import evaluate_loss
 from nanochat.optim import build_optimizers
 from nanochat.tokenizer import Tokenizer
-from nanochat.trainer import State, Step, every, fit, next_token_loss
+from nanochat.trainer import BadData, Hook, RunDiverged, State, Step, every, fit, next_token_loss
 from nanochat.watch import write_samples
 
 NOT_METRICS = {"step", "multiplier", "seconds", "loss", "tokens", "progress", "epoch", "samples"}  # of what a log has
@@ -144,7 +144,7 @@ def train(
 ) -> State:
     """Train one stage from beginning or resume point to end. `evaluate(model, last)` returns scalars to log.
 
-    SystemExit with code 128 + signal number if a signal stopped the run; it has saved by then.
+    SystemExit if the run cannot go on, with code 128 + signal number if a signal stopped it; it has saved by then.
     """
     state = checkpoint.state if checkpoint else State()
     if checkpoint:
@@ -152,38 +152,15 @@ def train(
         dist.print(f"{title}: going on from {checkpoint.path.name}")
     model.compute_dtype = training_dtype(dist.device, cfg.dtype)
     forward = torch.compile(model) if dist.device.type == "cuda" else model
-    log = MetricsLog(base_dir() / "logs" / f"{stage}-{tag}.jsonl", state.step, dist)
-    progress = Progress(title, 1.0, "%", dist, done=state.progress)
     folder = checkpoint_manager.folder_of(stage, tag)
+    log = open_log(stage, tag, state.step, dist)
+    progress = Progress(title, 1.0, "%", dist, done=state.progress)
     with (
         stop_signals() as received,
         checkpoint_manager.Saver(
             folder, tokenizer, stage=stage, settings=cfg, keep_last=cfg.keep_last, dist=dist
         ) as saver,
     ):
-        epoch = state.data.get("epoch", 0)
-
-        def show(step: Step) -> None:
-            nonlocal epoch
-            if step.state.data.get("epoch", 0) > epoch:
-                epoch = step.state.data["epoch"]
-                progress.message(f"{title}: step {step.state.step:,} begins pass {epoch + 1} over the data")
-            log.log(
-                step.state.step,
-                loss=step.loss,
-                **getattr(batches, "metrics", {}),
-                multiplier=step.multiplier,
-                seconds=round(step.state.seconds, 3),
-                tokens=step.state.tokens,
-                progress=round(step.state.progress, 5),
-                **({"epoch": epoch} if "epoch" in step.state.data else {}),  # passes that are complete
-            )
-            progress.update(
-                step.state.progress,
-                step=f"{step.state.step:,}",
-                loss=f"{step.loss:.3f}",
-                speed=f"{step.tokens_per_second:,.0f} tok/s",
-            )
 
         def evaluate_and_log(step: Step) -> None:
             with judged(model, dist.device):
@@ -193,25 +170,41 @@ def train(
             text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
             progress.message(f"{title}: step {step.state.step:,}, {text}")
 
-        def save(step: Step) -> None:
+        def save(state: State) -> None:
+            try:
+                saver.wait()
+            except checkpoint_manager.SaveError as error:  # so does the next save, if the disk is still full
+                progress.message(f"{error} Training goes on.")
             tensors: dict[str, torch.Tensor] = {}
             for optimizer in optimizers:
                 tensors |= optimizer.state_dict()
-            saver.save(merged(model), step.state, tensors)
+            saver.save(merged(model), state, tensors)
 
-        fit(
-            forward,
-            optimizers,
-            batches,
-            schedule,
-            state,
-            loss_fn=loss_fn,
-            hooks=[show, every(cfg.eval_every, evaluate_and_log), every(cfg.save_every, save)],
-            dist=dist,
-            num_iterations=num_iterations,
-            minutes=cfg.minutes,
-            should_stop=lambda: bool(received),
-        )
+        try:
+            fit(
+                forward,
+                optimizers,
+                batches,
+                schedule,
+                state,
+                loss_fn=loss_fn,
+                hooks=[
+                    shown(log, progress, batches, title, state),
+                    every(cfg.eval_every, evaluate_and_log, state.progress),
+                    every(cfg.save_every, lambda step: save(step.state), state.progress, when_stopped=True),
+                ],
+                dist=dist,
+                num_iterations=num_iterations,
+                minutes=cfg.minutes,
+                should_stop=lambda: bool(received),
+            )
+            saver.wait()
+        except BadData as error:
+            save(state)
+            saver.wait()
+            raise SystemExit(f"\n{error}\nSaved at step {state.step}; --resume goes on from there.") from error
+        except (checkpoint_manager.SaveError, RunDiverged) as error:
+            raise SystemExit(f"\n{error}") from error
     if received:
         dist.print(f"\nStopped at step {state.step} and saved. The same command with --resume goes on from there.")
         raise SystemExit(128 + received[0])
@@ -219,6 +212,51 @@ def train(
         _write_section(cfg, stage, title, model, state, log.path, dist, metrics or {})
     dist.print(f"{title}: {state.step:,} steps in {format_seconds(state.seconds)}, saved in {folder}")
     return state
+
+
+def open_log(stage: str, tag: str, step: int, dist: Dist) -> MetricsLog:
+    """The log of a run. SystemExit on every rank if it cannot be written: then nor can a checkpoint."""
+    log, problem = None, None
+    try:
+        log = MetricsLog(base_dir() / "logs" / f"{stage}-{tag}.jsonl", step, dist)
+    except OSError as error:
+        problem = f"Cannot write to {base_dir()}: {error.strerror}. NANOCHAT_BASE_DIR says where all files go."
+    if problem := dist.gather_objects(problem)[0]:
+        raise SystemExit(problem)
+    return log
+
+
+def shown(log: MetricsLog, progress: Progress, batches, title: str, start: State) -> Hook:
+    """A hook that logs every step, and says what is worth a line."""
+    epoch, skipped = start.data.get("epoch", 0), start.skipped
+
+    def show(step: Step) -> None:
+        nonlocal epoch, skipped
+        state = step.state
+        if state.data.get("epoch", 0) > epoch:
+            epoch = state.data["epoch"]
+            progress.message(f"{title}: step {state.step:,} begins pass {epoch + 1} over the data")
+        if state.skipped > skipped:
+            skipped = state.skipped
+            progress.message(f"{title}: step {state.step:,} was skipped, its loss of {step.loss:.3f} is out of line")
+        log.log(
+            state.step,
+            loss=step.loss,
+            **getattr(batches, "metrics", {}),
+            multiplier=step.multiplier,
+            seconds=round(state.seconds, 3),
+            tokens=state.tokens,
+            progress=round(state.progress, 5),
+            **({"epoch": epoch} if "epoch" in state.data else {}),  # passes that are complete
+        )
+        progress.update(
+            state.progress,
+            step=f"{state.step:,}",
+            loss=f"{step.loss:.3f}",
+            speed=f"{step.tokens_per_second:,.0f} tok/s",
+        )
+
+    return show
 
 
 @dataclass(frozen=True)
@@ -320,7 +358,7 @@ def _write_section(cfg, stage, title, model, state: State, log_path, dist: Dist,
     if peak:
         metrics["mfu"] = speed * model.flops_per_token() / (peak * dist.world_size)
     if state.skipped:
-        metrics["steps skipped (loss not finite)"] = state.skipped
+        metrics["steps skipped (loss jumped or not finite)"] = state.skipped
     names = sorted({name for row in rows for name in row} - NOT_METRICS)
     for name in names:
         metrics[name] = [row[name] for row in rows if name in row][-1]

@@ -116,6 +116,12 @@ def test_optimizer_of_another_model_is_refused(put, tiny_config, model):
         cm.load_optimizers(path, build_optimizers(model))
 
 
+def test_a_checkpoint_of_before_is_loaded(put):
+    path = put(1)
+    reseal(path, "state.json", lambda state: {name: state[name] for name in state if name not in cm.NEWER})
+    assert cm.load(path=path).state == State(1, data={"block": 7})
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Saving in the background
 
@@ -547,7 +553,7 @@ print("interrupted", interrupted)
 
 def test_kill_at_any_moment_of_a_save(tmp_path, tiny_tokenizer, folder):
     tiny_tokenizer.save(tmp_path / "tokenizer.json")
-    command = [sys.executable, "-c", KILL, str(folder), str(tmp_path / "tokenizer.json"), "20"]
+    command = [sys.executable, "-c", KILL, str(folder), str(tmp_path / "tokenizer.json"), "20"]  # dev/faults.py: 200
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[1]) >= 5, "too few of the kills fell into a save for this test to mean anything"

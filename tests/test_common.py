@@ -211,3 +211,19 @@ def test_json_of_any_size_is_not_read(tmp_path):
     assert common.read_json(tmp_path / "f.json") == 1
     with pytest.raises(ValueError, match="f.json is damaged: it has 201 bytes"):
         common.read_json(tmp_path / "f.json", max_bytes=200)
+
+
+def test_a_log_keeps_what_a_full_disk_does_not_take(tmp_path, capsys):
+    log = MetricsLog(tmp_path / "log.jsonl")
+    log.log(1, loss=0.5)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 5, hard))  # half of a line fits
+    try:
+        log.log(2, loss=0.25)
+        log.log(3, loss=0.125)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert capsys.readouterr().err.count("cannot be written now") == 1
+    assert [row["step"] for row in MetricsLog.read(log.path)] == [1]
+    log.log(4, loss=0.0)
+    assert [row["step"] for row in MetricsLog.read(log.path)] == [1, 2, 3, 4]

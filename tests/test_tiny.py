@@ -5,10 +5,8 @@ The same commands as quickstart.sh and speedrun.sh, with a model so small that i
 
 import json
 import os
-import signal
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -91,35 +89,6 @@ def test_from_text_to_chat_and_report(home):
     run(home, "nanochat.report", "generate")
     report = (home / "report" / "report.html").read_text()
     assert "BASE" in report and "SFT" in report and "Arithmetic" in report
-
-
-def test_a_killed_run_resumes_and_ends_as_the_run_that_was_not_killed(home):
-    common = ["--device=cpu", "--device_batch_size=4", "--total_batch_size=512", "--data=own", "--depth=1"]
-    common += ["--max_seq_len=64", "--num_iterations=30", "--save_every=3", "--eval_every=0"]
-    run(home, "scripts.base_train", *common, "--model_tag=whole")
-    command = [sys.executable, "-m", "scripts.base_train", *common, "--model_tag=killed", "--resume"]
-    environment = os.environ | {"NANOCHAT_BASE_DIR": str(home), "OMP_NUM_THREADS": "1"}
-    folder = home / "checkpoints" / "base" / "killed"
-    for sign in (signal.SIGKILL, signal.SIGTERM):
-        before = set(folder.glob("step_*"))
-        process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-        )
-        while process.poll() is None and not set(folder.glob("step_*")) - before:
-            time.sleep(0.01)
-        process.send_signal(sign)
-        output = process.communicate(timeout=120)[0]
-        assert process.returncode in (-sign, 128 + sign), output[-2000:]
-    run(home, "scripts.base_train", *common, "--model_tag=killed", "--resume")
-    whole, killed = (home / "checkpoints" / "base" / tag / "step_000030" for tag in ("whole", "killed"))
-    for name in ("model.safetensors", "optimizer.safetensors"):
-        assert (whole / name).read_bytes() == (killed / name).read_bytes()
-    strip = lambda tag: [  # noqa: E731
-        {key: value for key, value in json.loads(line).items() if key != "seconds"}
-        for line in (home / "logs" / f"base-{tag}.jsonl").read_text().splitlines()
-    ]
-    assert strip("whole") == strip("killed")
-    assert "Already trained" in run(home, "scripts.base_train", *common, "--model_tag=killed", "--resume")
 
 
 def test_mistakes_get_a_sentence_and_lose_nothing(tmp_path, home):

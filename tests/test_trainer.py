@@ -14,9 +14,10 @@ import torch
 from nanochat.common import Dist
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import build_optimizers, linear
-from nanochat.trainer import MAX_BAD_STEPS, Batch, State, every, fit
+from nanochat.trainer import MAX_BAD_STEPS, WINDOW, BadData, Batch, State, every, fit, jump_limit
 
 CONFIG = GPTConfig(64, 16, n_layer=2, n_head=3, n_kv_head=3, n_embd=48)
+ROOT = Path(__file__).parent.parent
 WORKER = Path(__file__).parent / "ranks_worker.py"
 
 
@@ -113,18 +114,85 @@ def test_a_bad_batch_changes_nothing_and_is_counted():
         run(Stream(), 2 * MAX_BAD_STEPS, model, loss_fn=loss_fn)
 
 
+def test_a_gradient_that_is_not_finite_changes_nothing():
+    class Root(torch.autograd.Function):
+        """Its derivative at 0 is infinite, and the loss is not."""
+
+        @staticmethod
+        def forward(ctx, x):
+            return x.clone()
+
+        @staticmethod
+        def backward(ctx, grad):
+            return grad * math.inf
+
+    model = new_model()
+    before = copy.deepcopy(model.state_dict())
+    loss_fn = lambda model, batch: Root.apply(model(batch.inputs, targets=batch.targets))  # noqa: E731
+    _, _, state, losses = run(Stream(), 2, model, loss_fn=loss_fn)
+    assert state.skipped == 2 and all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+
+
+def test_a_loss_that_jumps_is_skipped_and_one_that_stays_high_is_not():
+    high, before = {WINDOW + 3, *range(WINDOW + 10, WINDOW + 40)}, {}
+
+    def loss_fn(model, batch):
+        step = stream.position["step"] - 1
+        before[step] = model.head.weight.detach().clone()
+        return model(batch.inputs, targets=batch.targets) * (2 if step in high else 1)
+
+    stream = Stream()
+    _, _, state, losses = run(stream, WINDOW + 30, loss_fn=loss_fn)
+    still = [step for step in before if step + 1 in before and torch.equal(before[step], before[step + 1])]
+    assert still == [WINDOW + 3, *range(WINDOW + 10, WINDOW + 20)] and state.skipped == 1 + MAX_BAD_STEPS
+    assert losses[WINDOW + 3] > 1.5 * losses[WINDOW + 2] and state.bad == 0
+
+
+def test_the_limit_of_a_loss():
+    assert jump_limit([3.0] * (WINDOW - 1)) == math.inf
+    assert jump_limit([3.0] * WINDOW) == pytest.approx(3.1)
+    assert jump_limit([2.0, 4.0] * (WINDOW // 2)) == pytest.approx(3 + 6 * (WINDOW / (WINDOW - 1)) ** 0.5)
+
+
+def test_data_that_cannot_be_read_stops_the_run_after_a_whole_step():
+    class Broken(Stream):
+        def __iter__(self):
+            yield next(super().__iter__())
+            raise OSError("shard 7 is damaged")
+
+    state = State()
+    with pytest.raises(BadData, match="shard 7"):
+        run(Broken(), 5, state=state)
+    assert state.step == 1 and state.data == {"step": 1}
+
+
+@pytest.mark.parametrize("fault", ["kills", "lost", "damage", "disk"])
+def test_faults(fault):
+    """A few of what `python dev/faults.py` does many times."""
+    command = [sys.executable, ROOT / "dev" / "faults.py", fault, "--kills=2"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
 def test_time_ends_a_run():
     _, _, state, _ = run(Stream(), None, minutes=0.01)
     assert state.progress == 1 and state.step > 1 and state.seconds >= 0.6
 
 
 def test_hooks_come_when_they_are_due():
+    """Also in a run that was left and resumed: no tenth comes twice, none is missed."""
     seen = []
     run(Stream(), 20, hooks=[every(6, lambda step: seen.append(step.state.step))])
     assert seen == [6, 12, 18, 20]
     seen.clear()
     run(Stream(), 20, hooks=[every(None, lambda step: seen.append(step.state.step)), every(0, pytest.fail)])
-    assert len(seen) == 10 and seen[-1] == 20
+    whole = seen.copy()
+    assert len(whole) == 10 and whole[-1] == 20
+    for left in range(1, 20):
+        seen.clear()
+        state = State(left, progress=left / 20)
+        run(Stream(start=left), 20, state=state, hooks=[every(None, lambda s: seen.append(s.state.step), left / 20)])
+        assert seen == [step for step in whole if step > left]
 
 
 def test_weights_scale_the_gradient():
