@@ -35,7 +35,7 @@ from scripts import base_train  # noqa: E402
 T = 64
 RUN = {"device": "cpu", "data": "own", "depth": 1, "max_seq_len": T, "total_batch_size": 8 * T, "device_batch_size": 4}
 RUN |= {"eval_tokens": 512, "keep_last": 99, "resume": True, "lr_scale": 0.2}
-PATIENCE = 60  # seconds; a run that takes longer hangs
+PATIENCE = 50_000  # looks at a run, 2 ms apart; one that takes longer hangs
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -75,16 +75,16 @@ def start(tag: str, ranks: int = 1, **settings) -> list[int]:
 
 def wait(children: list[int]) -> list[int]:
     """Their exit codes. TimeoutError if one hangs."""
-    end, codes = time.monotonic() + PATIENCE, {}
-    while len(codes) < len(children):
+    codes: dict[int, int] = {}
+    for _ in range(PATIENCE):  # looks, not seconds: this process may be stopped for a while
         for child in set(children) - set(codes):
             done, status = os.waitpid(child, os.WNOHANG)
             if done:
                 codes[child] = os.waitstatus_to_exitcode(status)
-        if time.monotonic() > end:
-            raise TimeoutError(f"{len(children) - len(codes)} of {len(children)} processes hang")
+        if len(codes) == len(children):
+            return [codes[child] for child in children]
         time.sleep(0.002)
-    return [codes[child] for child in children]
+    raise TimeoutError(f"{len(children) - len(codes)} of {len(children)} processes hang")
 
 
 def said(tag: str) -> str:
@@ -116,7 +116,12 @@ def begin(tag: str) -> None:
         for parameter in model.parameters():
             parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
     tensors = {name: tensor for optimizer in build_optimizers(model) for name, tensor in optimizer.state_dict().items()}
-    settings = {"stage": "base", "state": State(), "settings": {}, "optimizer_tensors": tensors}
+    settings = {
+        "stage": "base",
+        "state": State(),
+        "settings": {"total_batch_size": 8 * T},
+        "optimizer_tensors": tensors,
+    }
     checkpoint_manager.save(folder_of("base", tag), model, tokenizer, **settings)
 
 

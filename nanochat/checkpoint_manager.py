@@ -396,7 +396,7 @@ def _read_model_config(path: Path, values) -> GPTConfig:
         fits = (
             isinstance(value, bool) if field.type is bool else type(value) in (field.type, int) and 0 < value <= limit
         )
-        if not fits:
+        if not fits and not (type(value) is field.type and value == field.default):
             raise ValueError(f"{where}.{field.name} is {value!r:.80}, which is no sensible number.")
     try:
         return GPTConfig(**values)

@@ -353,6 +353,7 @@ class MetricsLog:
     def __init__(self, path: Path, step: int = 0, dist: Dist = Dist()):
         self.path, self.dist = path, dist
         self.waiting, self.failing = b"", False
+        self.copy_to = None  # a function of numbers by name, and the step
         if dist.is_main:
             kept = [row for row in self.read(path) if row["step"] <= step] if step > 0 else []
             write_bytes(path, "".join(json.dumps(row) + "\n" for row in kept).encode())
@@ -361,6 +362,8 @@ class MetricsLog:
         """Numbers by name; also lists, of samples that are worth watching."""
         if not self.dist.is_main:
             return
+        if self.copy_to:
+            self.copy_to({name: value for name, value in values.items() if not isinstance(value, list)}, step)
         self.waiting += (json.dumps({"step": step, **values}) + "\n").encode()
         try:
             with open(self.path, "ab", buffering=0) as file:

@@ -93,7 +93,8 @@ class CpuForward:
         scales = array(model.residual_scale), array(model.x0_scale)
         smear = array(model.smear_gate.weight)[0], model.smear_scale.item()
         gates = gates or [np.zeros((model.config.n_kv_head, GATE_CHANNELS), np.float32)]  # its type is compiled for
-        self.small = (which, np.stack(gates), *scales, *smear)
+        windows = np.array([a.window or self.keys.shape[2] for a in attention])
+        self.small = (which, np.stack(gates), *scales, *smear, windows)
 
     # -- Slots
 
@@ -176,7 +177,7 @@ def forward(rows, lookups, matrices, small, cache, buffers):
     place, positions, ids, before, wanted = rows
     embedding, value_embeddings, cos, sin = lookups
     qkv, qkv_scale, proj, proj_scale, fc, fc_scale, mlp_proj, mlp_scale, head, head_scale = matrices
-    which, gates, residual_scale, x0_scale, smear_gate, smear_scale = small
+    which, gates, residual_scale, x0_scale, smear_gate, smear_scale, windows = small
     keys, values = cache
     x, x0, h, heads, y, hidden, logits, scores = buffers
     channels, n_head = embedding.shape[1], scores.shape[1]
@@ -189,7 +190,7 @@ def forward(rows, lookups, matrices, small, cache, buffers):
         store(
             heads, n_head, h, place, positions, cos, sin, table >= 0, gate, value_embedding, keys[layer], values[layer]
         )
-        attend(heads, n_head, place, positions, keys[layer], values[layer], scores, y)
+        attend(heads, n_head, place, positions, windows[layer], keys[layer], values[layer], scores, y)
         matmul(y, channels, proj[layer], proj_scale[layer], True, x)
         mix_and_norm(x, x0, np.float32(1), np.float32(0), channels, h)
         matmul(h, channels, fc[layer], fc_scale[layer], False, hidden)
@@ -274,13 +275,14 @@ def store(heads, n_head, h, place, positions, cos, sin, gated, gate_weights, val
 
 
 @compiled(parallel=True, **ordered)
-def attend(heads, n_head, place, positions, keys, values, scores, y):
+def attend(heads, n_head, place, positions, window, keys, values, scores, y):
     for task in prange(len(place) * n_head):
         row, head = task // n_head, task % n_head
         size, kv = keys.shape[3], head // (n_head // keys.shape[2])
         query, out = heads[row, head * size : (head + 1) * size], y[row, head * size : (head + 1) * size]
-        stored = positions[row] + 1
-        attend_one(query, keys[place[row], :stored, kv], values[place[row], :stored, kv], scores[row, head], out)
+        end = positions[row] + 1
+        start = max(0, end - window)
+        attend_one(query, keys[place[row], start:end, kv], values[place[row], start:end, kv], scores[row, head], out)
 
 
 @compiled(**free)

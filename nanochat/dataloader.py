@@ -109,7 +109,7 @@ class DocumentSource:
     def tokens(self) -> int:
         """About how many a pass has: what some documents of the first shard have, times all documents. A shard that is
         still to come counts as those that are here."""
-        with pq.ParquetFile(dataset.wait_for(self.files[0])) as file:
+        with self._file(0) as file, _reading(self.files[0]):
             texts = next(file.iter_batches(batch_size=256, columns=["text"])).column("text").to_pylist()
         a_document = 1 + sum(map(len, self.tokenizer.encode_batch(texts))) / len(texts)
         counts = [pq.read_metadata(path).num_rows for path in self.files if path.exists()]

@@ -115,6 +115,7 @@ def show_dial(
         ("width", f"{c.n_embd} channels", "64 a layer"),
         ("heads", heads, "of 64 channels, from 512 channels on of 128 where they divide"),
         ("context, vocabulary", f"{c.sequence_len:,} tokens of {c.vocab_size:,}", "--max_seq_len, the tokenizer"),
+        ("window", f"{c.window:,} tokens in 3 of 4 layers" if c.window else "none", "--window"),
         *weights,
         ("tokens in all", f"{'' if num_iterations else 'about '}{tokens:,}", horizon_rule),
         ("a step", f"{batch_tokens:,} tokens", "grows with the tokens in all, a power of two; or as told"),

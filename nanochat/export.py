@@ -111,6 +111,8 @@ def weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 def config(checkpoint: Checkpoint) -> dict:
     """config.json: the model's sizes, the constants of gpt.py, and what transformers looks for."""
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
+    if model.config.window:
+        raise SystemExit("Models with a sliding window cannot be exported yet. Train one with --window=0.")
     return {
         "architectures": ["NanochatForCausalLM"],
         "auto_map": {

@@ -15,6 +15,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
+from nanochat import fp8
 from nanochat.fused import softcap_cross_entropy_
 
 SOFTCAP = 15.0
@@ -35,14 +36,20 @@ class GPTConfig:
     """normalised queries and keys have products of at most sqrt(D) times this"""
     value_embeddings: bool = True
     """whether every other layer has a table of values; a model that came from elsewhere has none"""
+    window: int = 0
+    """tokens, its own among them, that a token sees in three of four layers; 0: all"""
 
     @classmethod
-    def from_depth(cls, depth: int, vocab_size: int, sequence_len: int) -> "GPTConfig":
+    def from_depth(cls, depth: int, vocab_size: int, sequence_len: int, window: int = 0) -> "GPTConfig":
         """The one dial: 64 channels a layer; heads of 64 channels in small models and of 128 in large ones."""
         n_embd = 64 * depth
         head_dim = 128 if n_embd % 128 == 0 and n_embd >= 512 else 64
         n_head = n_embd // head_dim
-        return cls(vocab_size, sequence_len, depth, n_head, n_head, n_embd)
+        return cls(vocab_size, sequence_len, depth, n_head, n_head, n_embd, window=window)
+
+    def window_of(self, layer: int) -> int | None:
+        """None if the layer sees all, as every fourth one and the last one do."""
+        return self.window if self.window and layer % 4 != 3 and layer != self.n_layer - 1 else None
 
     def __post_init__(self):
         if self.n_embd % self.n_head or self.n_head % self.n_kv_head or (self.n_embd // self.n_head) % 2:
@@ -50,6 +57,8 @@ class GPTConfig:
                 f"n_embd={self.n_embd}, n_head={self.n_head}, n_kv_head={self.n_kv_head} do not fit together: heads "
                 "must divide n_embd into an even number of channels, and n_kv_head must divide n_head."
             )
+        if self.window < 0:
+            raise ValueError(f"window={self.window} is no number of tokens. 0 stands for all.")
 
 
 class _Norm(torch.autograd.Function):
@@ -114,6 +123,18 @@ def columns(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
     return x[torch.arange(len(x), device=x.device), at][:, None]
 
 
+def windowed_attention(q, k, v, window: int, scale: float):
+    """Attention to the last `window` tokens, whose cost grows with them and not with the context. q (B, H, T, D); k, v
+    (B, n_kv_head, T, D). Fast only inside of torch.compile on a GPU. FlexAttention: Dong et al., 2024."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention  # takes seconds to import
+
+    def seen(b, h, t, s):
+        return (s <= t) & (s > t - window)
+
+    mask = create_block_mask(seen, None, None, q.size(2), k.size(2), device=q.device)
+    return flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.size(1) != k.size(1))
+
+
 def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
     """Causal attention that keeps all scores: q, k, v (B, H, T, D) -> (B, H, T, D). In bf16 a CPU takes half the time
     for it that torch's own takes, which does not use the instructions for bf16; in fp32 it is the other way round."""
@@ -124,7 +145,10 @@ def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: fl
 
 
 class Linear(nn.Linear):
-    """No bias. The weight is stored in fp32 for the optimizer and multiplied in the type of its input."""
+    """No bias. The weight is stored in fp32 for the optimizer and multiplied in the type of its input, or, of a block
+    in training, in 8 bits if `fp8` is set."""
+
+    fp8 = False
 
     def __init__(self, n_in: int, n_out: int):
         super().__init__(n_in, n_out, bias=False)
@@ -133,7 +157,11 @@ class Linear(nn.Linear):
         """Nothing: `GPT.init_weights` draws every weight."""
 
     def forward(self, x):
-        return F.linear(x, self.weight.to(x.dtype))
+        return multiply(x, self.weight, self.fp8 and self.training)
+
+
+def multiply(x: torch.Tensor, weight: torch.Tensor, in_8_bits: bool) -> torch.Tensor:
+    return fp8.linear(x, weight) if in_8_bits else F.linear(x, weight.to(x.dtype))
 
 
 class Embedding(nn.Embedding):
@@ -142,12 +170,15 @@ class Embedding(nn.Embedding):
 
 
 class Attention(nn.Module):
+    fp8 = False
+
     def __init__(self, config: GPTConfig, layer: int):
         super().__init__()
         self.layer = layer
         self.n_head, self.n_kv_head = config.n_head, config.n_kv_head
         self.head_dim = config.n_embd // config.n_head
         self.scale = config.attention_sharpness / math.sqrt(self.head_dim)
+        self.window = config.window_of(layer)
         # One matrix (D, C) for each head: first those of the queries, then of the keys, then of the values.
         self.qkv = nn.Parameter(torch.empty(config.n_head + 2 * config.n_kv_head, self.head_dim, config.n_embd))
         self.proj = Linear(config.n_embd, config.n_embd)
@@ -157,7 +188,7 @@ class Attention(nn.Module):
 
     def forward(self, x, value_embedding, rotary, cache, positions, at=None):
         B, T, C = x.shape
-        heads = F.linear(x, self.qkv.flatten(0, 1).to(x.dtype)).view(B, T, -1, self.head_dim)
+        heads = multiply(x, self.qkv.flatten(0, 1), self.fp8 and self.training).view(B, T, -1, self.head_dim)
         qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=2)
         q, k = rotate(norm(qk), *rotary).split((self.n_head, self.n_kv_head), dim=2)
         if self.value_gate is not None:
@@ -168,11 +199,17 @@ class Attention(nn.Module):
             k, v = cache.update(self.layer, k, v)
         if at is not None:
             q, positions = columns(q, at), columns(positions.expand(B, T), at)
-        if k.size(1) > q.size(1):  # else every row starts here, and plain causal attention is the same and faster
-            mask = torch.arange(k.size(1), device=x.device) <= positions[:, None, :, None]
+        narrow = self.window is not None and k.size(1) > self.window
+        compiled = narrow and cache is None and x.device.type == "cuda" and torch.compiler.is_compiling()
+        # Where every row starts here, plain causal attention is the same and faster.
+        if k.size(1) > q.size(1) or (narrow and not compiled):
+            ahead = torch.arange(k.size(1), device=x.device) - positions[:, None, :, None]
+            mask = (ahead <= 0) & (ahead > -self.window) if narrow else ahead <= 0
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
         grouped = self.n_head != self.n_kv_head
-        if mask is None and not grouped and T <= MOST_SCORES and x.device.type == "cpu" and x.dtype == torch.bfloat16:
+        if compiled:
+            y = windowed_attention(q, k, v, self.window, self.scale)
+        elif mask is None and not grouped and T <= MOST_SCORES and x.device.type == "cpu" and x.dtype == torch.bfloat16:
             y = plain_attention(q, k, v, self.scale)
         else:
             y = F.scaled_dot_product_attention(
@@ -249,6 +286,13 @@ class GPT(nn.Module):
         self.smear_scale.zero_()
         return self
 
+    def use_fp8(self) -> "GPT":
+        """Multiply the matrices of the blocks in 8 bits while training; not those of the gates or of the head."""
+        for block in self.blocks:
+            for module in (block.attention, block.attention.proj, block.mlp.fc, block.mlp.proj):
+                module.fp8 = True
+        return self
+
     def forward(self, idx, targets=None, weights=None, cache=None, at=None, reduction="sum"):
         """idx (B, T) int64 -> logits (B, T, V) float32, or (B, V) of the columns `at` (B,).
 
@@ -297,7 +341,9 @@ class GPT(nn.Module):
         Lookups are not counted. PaLM, 2022, appendix B."""
         c = self.config
         matrices = sum(p.numel() for p in self.blocks.parameters()) + self.head.weight.numel()
-        return 6 * matrices + 12 * c.n_layer * c.n_embd * c.sequence_len / 2
+        # Without a window half of the context is seen in the mean; a window is full from its own length on.
+        widths = [min(c.window_of(layer) or c.sequence_len, c.sequence_len) for layer in range(c.n_layer)]
+        return 6 * matrices + 12 * c.n_embd * sum(w - w * w / (2 * c.sequence_len) for w in widths)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

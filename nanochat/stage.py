@@ -17,7 +17,6 @@ from nanochat.common import (
     Dist,
     MetricsLog,
     Progress,
-    base_dir,
     compute_dtype,
     describe_machine,
     format_seconds,
@@ -30,8 +29,9 @@ from nanochat.gpt import GPT
 from nanochat.lora import LowRankAdamW, merged
 from nanochat.loss_eval import evaluate_loss
 from nanochat.optim import build_optimizers
+from nanochat.runlog import open_log, shown
 from nanochat.tokenizer import Tokenizer
-from nanochat.trainer import BadData, Hook, RunDiverged, State, Step, every, fit, next_token_loss
+from nanochat.trainer import BadData, RunDiverged, State, Step, every, fit, next_token_loss
 from nanochat.watch import write_samples
 
 NOT_METRICS = {"step", "multiplier", "seconds", "loss", "tokens", "progress", "epoch", "samples"}  # of what a log has
@@ -53,8 +53,8 @@ class RunConfig:
     """stop after this many optimizer steps"""
     minutes: float | None = None
     """stop after this much time, whatever the machine's speed; the schedule follows the clock"""
-    device_batch_size: int = 16
-    """rows at once on a device; halve it if memory runs out: the result stays the same"""
+    device_batch_size: int | None = None
+    """rows at once on a device; by default as many as fit on a CUDA GPU, else 16; the result is the same"""
     lr_scale: float = 1.0
     """multiplies all learning rates"""
     eval_every: int | None = None
@@ -63,6 +63,43 @@ class RunConfig:
     """steps between checkpoints, with one at the end; by default a tenth of the run; 0: never"""
     keep_last: int = 2
     """checkpoints to keep"""
+    run: str | None = None
+    """name of the run in Weights & Biases, if it is to be there too; needs pip install 'nanochat[wandb]'"""
+
+
+def device_rows(cfg: RunConfig, model: GPT, T: int, most: int, dist: Dist) -> int:
+    """Rows of a micro-batch: what the flag says, else found by trying on a GPU, the same on every rank. The model has
+    its optimizers by now, so their memory is taken. It is tried uncompiled, which takes more than compiled."""
+    if cfg.device_batch_size or dist.device.type != "cuda":
+        return cfg.device_batch_size or 16
+    most = 2 ** (max(1, most).bit_length() - 1)
+
+    def attempt(rows: int) -> bool:
+        idx = torch.zeros(rows, T, dtype=torch.int64, device=dist.device)
+        torch.cuda.reset_peak_memory_stats(dist.device)
+        model(idx, targets=idx).backward()
+        return torch.cuda.max_memory_allocated(dist.device) < 0.85 * torch.cuda.mem_get_info(dist.device)[1]
+
+    found = largest_that_fits(most, attempt, lambda: model.zero_grad(set_to_none=True))
+    torch.cuda.empty_cache()
+    rows = int(dist.all_reduce(torch.tensor(float(found), device=dist.device), "min"))
+    dist.print(f"{rows} rows at once on each GPU, the most that fit of up to {most}")
+    return rows
+
+
+def largest_that_fits(most: int, attempt: Callable[[int], bool], clear: Callable[[], None]) -> int:
+    """`most`, halved until `attempt` says that it fits. SystemExit if not even 1 does."""
+    rows = most
+    while rows:
+        try:
+            fits = attempt(rows)
+        except torch.OutOfMemoryError:
+            fits = False
+        clear()
+        if fits:
+            return rows
+        rows //= 2
+    raise SystemExit("Not even one row fits the memory of this GPU. Choose a smaller --depth or --max_seq_len.")
 
 
 @dataclass(frozen=True)
@@ -153,7 +190,7 @@ def train(
     model.compute_dtype = training_dtype(dist.device, cfg.dtype)
     forward = torch.compile(model) if dist.device.type == "cuda" else model
     folder = checkpoint_manager.folder_of(stage, tag)
-    log = open_log(stage, tag, state.step, dist)
+    log = open_log(cfg, stage, tag, state.step, dist)
     progress = Progress(title, 1.0, "%", dist, done=state.progress)
     with (
         stop_signals() as received,
@@ -214,51 +251,6 @@ def train(
     return state
 
 
-def open_log(stage: str, tag: str, step: int, dist: Dist) -> MetricsLog:
-    """The log of a run. SystemExit on every rank if it cannot be written: then nor can a checkpoint."""
-    log, problem = None, None
-    try:
-        log = MetricsLog(base_dir() / "logs" / f"{stage}-{tag}.jsonl", step, dist)
-    except OSError as error:
-        problem = f"Cannot write to {base_dir()}: {error.strerror}. NANOCHAT_BASE_DIR says where all files go."
-    if problem := dist.gather_objects(problem)[0]:
-        raise SystemExit(problem)
-    return log
-
-
-def shown(log: MetricsLog, progress: Progress, batches, title: str, start: State) -> Hook:
-    """A hook that logs every step, and says what is worth a line."""
-    epoch, skipped = start.data.get("epoch", 0), start.skipped
-
-    def show(step: Step) -> None:
-        nonlocal epoch, skipped
-        state = step.state
-        if state.data.get("epoch", 0) > epoch:
-            epoch = state.data["epoch"]
-            progress.message(f"{title}: step {state.step:,} begins pass {epoch + 1} over the data")
-        if state.skipped > skipped:
-            skipped = state.skipped
-            progress.message(f"{title}: step {state.step:,} was skipped, its loss of {step.loss:.3f} is out of line")
-        log.log(
-            state.step,
-            loss=step.loss,
-            **getattr(batches, "metrics", {}),
-            multiplier=step.multiplier,
-            seconds=round(state.seconds, 3),
-            tokens=state.tokens,
-            progress=round(state.progress, 5),
-            **({"epoch": epoch} if "epoch" in state.data else {}),  # passes that are complete
-        )
-        progress.update(
-            state.progress,
-            step=f"{state.step:,}",
-            loss=f"{step.loss:.3f}",
-            speed=f"{step.tokens_per_second:,.0f} tok/s",
-        )
-
-    return show
-
-
 @dataclass(frozen=True)
 class ChatConfig(TuneConfig):
     source_step: int | None = None
@@ -285,7 +277,11 @@ def train_chat(
     start = checkpoint or checkpoint_manager.load(source, tag, cfg.source_step, device=dist.device)
     T = cfg.max_seq_len or start.model.config.sequence_len
     rows = whole_rows(cfg.total_batch_size or start.settings["total_batch_size"], T, dist)
-    cfg = replace(cfg, max_seq_len=T, total_batch_size=rows * T)  # what the next stage starts from
+    optimizers = tuning_optimizers(cfg, start.model, dist)
+    start.model.compute_dtype = training_dtype(dist.device, cfg.dtype)
+    at_once = device_rows(cfg, start.model, T, rows // dist.world_size, dist)
+    # What the next stage starts from.
+    cfg = replace(cfg, max_seq_len=T, total_batch_size=rows * T, device_batch_size=at_once)
     start.model.config = replace(start.model.config, sequence_len=T)
     open_ended = cfg.minutes is not None or cfg.num_iterations is not None
     batches = Batches(
@@ -296,7 +292,6 @@ def train_chat(
         epochs=None if open_ended else cfg.epochs,
         position=checkpoint.state.data if checkpoint else None,
     )
-    optimizers = tuning_optimizers(cfg, start.model, dist)
 
     def evaluate(model: GPT, last: bool) -> dict[str, float]:
         values = {}

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from nanochat import fp8
 from nanochat.common import base_dir, setup, training_dtype
 from nanochat.configurator import parse
 from nanochat.dataloader import Batches, DocumentSource
@@ -15,7 +16,7 @@ from nanochat.dial import flops_in, rehearse, show_dial
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.optim import build_optimizers, horizon, warmup_flat_warmdown
-from nanochat.stage import RunConfig, finished, resume_point, train, whole_rows
+from nanochat.stage import RunConfig, device_rows, finished, resume_point, train, whole_rows
 from nanochat.tokenizer import Tokenizer
 
 
@@ -29,6 +30,11 @@ class Config(RunConfig):
     """dataset to train on, as prepared by python -m nanochat.dataset"""
     max_seq_len: int = 2048
     """tokens of context"""
+    window: int | None = None
+    """tokens that a token sees in three of four layers, 0 for all; by default a quarter of the context on a CUDA GPU if
+    that is at least 1,024, else all: elsewhere it saves no time"""
+    fp8: bool = False
+    """multiply matrices in 8 bits: faster from about depth 20 on, on GPUs that can, for a little quality"""
     total_batch_size: int | None = None
     """tokens of a whole optimizer step, over all devices; by default from the tokens in all"""
     target_param_data_ratio: float = 12.0
@@ -59,16 +65,24 @@ def main(cfg: Config) -> None:
                 f"{checkpoint.path} was trained with another tokenizer than the one in {base_dir() / 'tokenizer'}. "
                 "Leave out --resume to start over, or give the new model another --model_tag."
             )
-        config = GPTConfig.from_depth(cfg.depth, tokenizer.vocab_size, cfg.max_seq_len)
+        pays = dist.device.type == "cuda" and cfg.max_seq_len >= 1024
+        window = cfg.window if cfg.window is not None else 128 * -(-cfg.max_seq_len // 512) if pays else 0
+        config = GPTConfig.from_depth(cfg.depth, tokenizer.vocab_size, cfg.max_seq_len, window)
         model = checkpoint.model if checkpoint else GPT(config).init_weights(torch.Generator().manual_seed(cfg.seed))
         model.to(dist.device)
         model.compute_dtype = training_dtype(dist.device, cfg.dtype)
+        if cfg.fp8:
+            fp8.require(dist.device)
+            model.use_fp8()
         flops = flops_in(cfg.minutes, model, dist) if cfg.minutes else cfg.target_flops
         tokens, batch_tokens = horizon(model, cfg.target_param_data_ratio, flops)
         before = checkpoint.settings["total_batch_size"] if checkpoint else None  # a clock never says the same twice
         rows = whole_rows(cfg.total_batch_size or before or batch_tokens, cfg.max_seq_len, dist)
         cfg = replace(cfg, total_batch_size=rows * cfg.max_seq_len)  # what the next stage starts from
         num_iterations = cfg.num_iterations or (None if cfg.minutes else max(1, round(tokens / cfg.total_batch_size)))
+        optimizers = build_optimizers(model, dist, cfg.lr_scale)
+        at_once = device_rows(cfg, model, cfg.max_seq_len, rows // dist.world_size, dist)
+        cfg = replace(cfg, device_batch_size=at_once)
         source = DocumentSource.open(tokenizer, cfg.data, "train", cfg.max_seq_len, cfg.seed)
         position = checkpoint.state.data if checkpoint else None
         batches = Batches(source, rows, cfg.device_batch_size, dist, position=position)
@@ -80,7 +94,6 @@ def main(cfg: Config) -> None:
             val = Batches(held_out, cfg.device_batch_size * dist.world_size, cfg.device_batch_size, dist, epochs=1)
             return {"val_bpb": evaluate_bpb(model, val, token_bytes, dist, limit)}
 
-        optimizers = build_optimizers(model, dist, cfg.lr_scale)
         run = {"model": model, "optimizers": optimizers, "num_iterations": num_iterations, "dist": dist}
         show_dial(
             **run,
@@ -99,7 +112,10 @@ def main(cfg: Config) -> None:
 
 def passes(source: DocumentSource, tokens: int) -> str:
     """How often the run will go through its text, said beforehand."""
-    a_pass = source.tokens()
+    try:
+        a_pass = source.tokens()
+    except ValueError as error:  # a damaged shard
+        raise SystemExit(str(error)) from error
     said = f"{source.shards:,} shards, about {a_pass:,} tokens: the run makes {tokens / a_pass:.2f} passes over them."
     return said + (" More text would be better." if tokens > a_pass else "")
 

@@ -88,7 +88,7 @@ class Rollouts:
             *totals, count = self.dist.all_reduce(torch.tensor(sums, dtype=torch.float32, device=self.dist.device))
             self.metrics = dict(zip(("reward", "length", "ended"), (float(total / count) for total in totals)))
             useful = [attempt for attempt in self.last if attempt.advantage] or self.last[:1]
-            size = self.cfg.device_batch_size
+            size = self.cfg.device_batch_size or 16
             yield [self.batch(useful[i : i + size]) for i in range(0, len(useful), size)]
 
     def attempt(self, numbers: range) -> tuple[list[Attempt], list[float]]:
@@ -134,7 +134,7 @@ class Rollouts:
         """Means over the tokens of the last step's answers: the model's entropy and its KL divergence from `start`, in
         nats, each summed over the whole vocabulary."""
         sums = torch.zeros(3, device=self.dist.device)
-        size = self.cfg.device_batch_size
+        size = self.cfg.device_batch_size or 16
         for i in range(0, len(self.last), size):
             batch = self.batch(self.last[i : i + size])
             chosen = batch.targets >= 0

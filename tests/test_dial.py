@@ -2,6 +2,8 @@
 
 import copy
 import math
+import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,8 @@ import torch
 from nanochat.common import Dist
 from nanochat.dial import flops_in, matmul_flops, rehearse, show_dial, training_bytes
 from nanochat.optim import build_optimizers, families, horizon
+from nanochat.runlog import open_log
+from nanochat.stage import device_rows, largest_that_fits
 from nanochat.trainer import Batch
 from scripts.base_train import Config, horizon_rule
 from scripts.plan import Config as PlanConfig
@@ -90,3 +94,38 @@ def test_the_quickstart_takes_a_larger_model_where_a_smaller_one_would_read_the_
     assert sizes[1] == sizes[2] and int(sizes[0]["DEPTH"]) <= int(sizes[1]["DEPTH"]) <= int(sizes[3]["DEPTH"])
     minutes = [float(sizes[1][f"{stage}_MINUTES"]) for stage in ("BASE", "MID", "SFT")]
     assert 0.7 * 12 < sum(minutes) < 12
+
+
+def test_the_most_rows_that_fit_are_found():
+    tried, cleared = [], []
+
+    def attempt(rows):
+        tried.append(rows)
+        if rows > 16:
+            raise torch.OutOfMemoryError("too much")
+        return rows <= 8  # it ran, but left too little room
+
+    assert largest_that_fits(64, attempt, lambda: cleared.append(1)) == 8
+    assert tried == [64, 32, 16, 8] and len(cleared) == 4
+    with pytest.raises(SystemExit, match="Not even one row"):
+        largest_that_fits(4, lambda rows: False, lambda: None)
+    assert device_rows(Config(), None, 128, 64, Dist()) == 16
+    assert device_rows(Config(device_batch_size=3), None, 128, 64, Dist()) == 3
+
+
+def test_wandb_gets_the_numbers_and_is_missed_with_a_sentence(monkeypatch, tmp_path, base_dir):
+    log = open_log(Config(), "base", "d2", 0, Dist())
+    log.log(1, loss=2.0)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match=r"nanochat\[wandb\].*base-d2.jsonl"):
+        open_log(Config(run="first try"), "base", "d2", 1, Dist())
+    monkeypatch.undo()
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(base_dir))
+    seen = []
+    run = SimpleNamespace(log=lambda numbers, step: seen.append((step, numbers)))
+    wandb = SimpleNamespace(init=lambda **options: seen.append(options) or run, __spec__=True)
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    log = open_log(Config(run="first try"), "base", "d2", 1, Dist())
+    log.log(2, loss=1.5, samples=[["text"]])
+    assert seen[0]["name"] == "first try base-d2" and seen[0]["id"] == "first-try-base-d2" and seen[0]["resume"]
+    assert seen[1:] == [(2, {"loss": 1.5})] and [row["step"] for row in log.read(log.path)] == [1, 2]

@@ -2,11 +2,14 @@
 
 import copy
 import math
+import warnings
+from dataclasses import replace
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from nanochat.cpu_forward import CpuForward
 from nanochat.gpt import (
     GPT,
     SOFTCAP,
@@ -20,6 +23,7 @@ from nanochat.gpt import (
     rotate,
     softcap,
     token_losses,
+    windowed_attention,
 )
 
 
@@ -71,11 +75,13 @@ def test_rotation_is_multiplication_by_a_complex_number():
     torch.testing.assert_close(torch.stack(actual.chunk(2, dim=-1), dim=-1), expected.float(), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("window", [0, 1, 2, 5, 6, 100])
 @pytest.mark.parametrize("n_kv_head", [1, 2, 4])
-def test_attention_is_a_plain_softmax_loop(n_kv_head):
-    config = GPTConfig(50, 16, n_layer=2, n_head=4, n_kv_head=n_kv_head, n_embd=32)
+def test_attention_is_a_plain_softmax_loop(n_kv_head, window):
+    config = GPTConfig(50, 16, n_layer=2, n_head=4, n_kv_head=n_kv_head, n_embd=32, window=window)
     attention = Attention(config, layer=0)
-    torch.nn.init.normal_(attention.qkv, std=0.3, generator=torch.Generator().manual_seed(0))
+    for weight in (attention.qkv, attention.proj.weight):
+        torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(0))
     x = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(1))
     positions = torch.arange(6)[None]
     cos, sin = rotary_angles(positions, 8, torch.float32)
@@ -87,8 +93,9 @@ def test_attention_is_a_plain_softmax_loop(n_kv_head):
             k = norm(rotate((x[b] @ attention.qkv[4 + group].T)[None, :, None], cos, sin))[0, :, 0]
             v = x[b] @ attention.qkv[4 + n_kv_head + group].T
             for t in range(6):
-                scores = torch.stack([q[t] @ k[s] for s in range(t + 1)]) * 1.44 / math.sqrt(8)
-                expected[b, t, 8 * h : 8 * h + 8] = (scores.softmax(0)[:, None] * v[: t + 1]).sum(0)
+                first = max(0, t + 1 - window) if window else 0
+                scores = torch.stack([q[t] @ k[s] for s in range(first, t + 1)]) * 1.44 / math.sqrt(8)
+                expected[b, t, 8 * h : 8 * h + 8] = (scores.softmax(0)[:, None] * v[first : t + 1]).sum(0)
     actual = attention(x, None, (cos, sin), None, positions)
     torch.testing.assert_close(actual, attention.proj(expected), rtol=1e-4, atol=1e-5)
 
@@ -139,6 +146,61 @@ def test_a_cache_changes_nothing(tiny_model, tiny_config, chunks):
         outputs.append(tiny_model(idx[:, start : start + length], cache=cache))
         start += length
     torch.testing.assert_close(torch.cat(outputs, dim=1), tiny_model(idx), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("chunks", [(20,), (1,) * 20, (7, 1, 12), (2, 18)])
+@pytest.mark.parametrize("window", [1, 3, 8, 19, 40])
+@torch.no_grad()
+def test_a_cache_changes_nothing_with_a_window(tiny_model, tiny_config, window, chunks):
+    """Nor does the compiled forward of the engine, at any position."""
+    model = GPT(replace(tiny_config, n_layer=5, window=window)).init_weights(torch.Generator().manual_seed(0))
+    for parameter in model.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
+    assert [model.config.window_of(layer) for layer in range(5)] == [window] * 3 + [None] * 2
+    idx = tokens(tiny_config, 2, 20)
+    whole = model(idx)
+    cache, outputs, start = Cache(model.config, 2, 24), [], 0
+    forward = CpuForward(model, 2, 24)
+    for length in chunks:
+        outputs.append(model(idx[:, start : start + length], cache=cache))
+        for row, ids in enumerate(idx.tolist()):
+            before = ids[start - 1] if start else -1
+            compiled = forward.prefill(row, start, ids[start : start + length], before)
+            torch.testing.assert_close(compiled[0], whole[row, start + length - 1], rtol=1e-4, atol=1e-3)
+        start += length
+    torch.testing.assert_close(torch.cat(outputs, dim=1), whole, rtol=1e-4, atol=1e-4)
+    if window < 20:
+        assert not torch.allclose(whole[:, -1], without_window(model)(idx)[:, -1], atol=1e-3)
+
+
+def without_window(model):
+    other = GPT(replace(model.config, window=0))
+    other.load_state_dict(model.state_dict())
+    return other
+
+
+@pytest.mark.parametrize("window", [1, 48, 128, 200])
+@pytest.mark.parametrize("n_kv_head", [1, 2])
+def test_attention_by_blocks_is_that_of_a_mask(window, n_kv_head):
+    """What a GPU runs compiled, here by torch's plain version of it."""
+    g = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(2, heads, 160, 16, generator=g) for heads in (2, n_kv_head, n_kv_head))
+    ahead = torch.arange(160)[None] - torch.arange(160)[:, None]
+    mask = (ahead <= 0) & (ahead > -window)
+    expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3, enable_gqa=True)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it is slow so, which is what torch says
+        actual = windowed_attention(q, k, v, window, 0.3)
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_flops_of_a_window_are_those_of_the_pairs_it_sees():
+    config = GPTConfig(50, 4096, n_layer=4, n_head=1, n_kv_head=1, n_embd=32, window=1024)
+    model, full = GPT(config), GPT(replace(config, window=0))
+    pairs = sum(min(t + 1, 1024) for t in range(4096)) / sum(t + 1 for t in range(4096))
+    attention = 12 * 4 * 32 * 4096 / 2
+    expected = full.flops_per_token() - attention + attention * (3 * pairs + 1) / 4
+    assert model.flops_per_token() == pytest.approx(expected, rel=1e-3)
 
 
 @torch.no_grad()

@@ -11,12 +11,14 @@ from dataclasses import dataclass
 
 import torch
 
+from nanochat import fp8
 from nanochat.common import Dist, compute_dtype, describe_machine, peak_memory, setup, synchronize, training_dtype
 from nanochat.configurator import parse
 from nanochat.dial import matmul_flops
 from nanochat.engine import Engine, Sampling
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import build_optimizers
+from nanochat.stage import largest_that_fits
 from nanochat.tokenizer import SPECIAL_TOKENS
 from nanochat.trainer import Batch, next_token_loss, train_step
 
@@ -31,9 +33,13 @@ class Config:
     """tokens of vocabulary"""
     max_seq_len: int = 2048
     """tokens of context"""
+    window: int = 512
+    """tokens that three of four layers see; 0 for all"""
+    fp8: bool = False
+    """train in 8 bits"""
     device_batch_size: int = 32
     """rows of a micro-batch; halved until it fits the memory"""
-    steps: int = 10
+    steps: int = 20
     """optimizer steps of one micro-batch, of which the median counts; three more go before"""
     batches: tuple[int, ...] = (1, 8, 32, 128)
     """answers at once"""
@@ -57,6 +63,7 @@ class Words:
 
 def median_step(model: GPT, rows: int, cfg: Config, dist: Dist) -> float:
     """Seconds of an optimizer step on one micro-batch."""
+    torch._dynamo.reset()  # what was compiled before holds memory, and a second shape would be compiled for all
     forward = torch.compile(model) if dist.device.type == "cuda" else model
     optimizers = build_optimizers(model, dist)
     idx = torch.randint(cfg.vocab_size, (rows, cfg.max_seq_len + 1), device=dist.device)
@@ -71,16 +78,20 @@ def median_step(model: GPT, rows: int, cfg: Config, dist: Dist) -> float:
 
 
 def training(model: GPT, cfg: Config, dist: Dist, peak: float) -> str:
-    rows = cfg.device_batch_size
-    while True:
-        try:
-            seconds = median_step(model, rows, cfg, dist)
-            break
-        except torch.OutOfMemoryError:
-            if rows == 1:
-                return "one row does not fit the memory"
-            rows //= 2
+    def attempt(rows: int) -> bool:
+        nonlocal seconds
+        seconds = median_step(model, rows, cfg, dist)
+        return True
+
+    def clear() -> None:
+        model.zero_grad(set_to_none=True)
+        if dist.device.type == "cuda":
             torch.cuda.empty_cache()
+
+    seconds = 0.0
+    if dist.device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    rows = largest_that_fits(cfg.device_batch_size, attempt, clear)
     speed = rows * cfg.max_seq_len / seconds
     share = speed * model.flops_per_token() / peak
     return f"{rows:>6}{1e3 * seconds:>12.1f}{speed:>14,.0f}{share:>12.1%}{peak_memory(dist.device) / 2**30:>12.1f}"
@@ -129,8 +140,12 @@ def main(cfg: Config) -> None:
         machine = describe_machine(dist.device)
         print(f"{machine['device']} ({machine['processor']}), torch {machine['torch']}, commit {machine['commit']}")
         print(f"matrix products {peak / 1e12:.2f} TFLOP/s, copying {bandwidth / 1e9:.0f} GB/s, both measured now")
+        window = cfg.window if dist.device.type == "cuda" else 0
         for depth in cfg.depths:
-            model = GPT(GPTConfig.from_depth(depth, cfg.vocab_size, cfg.max_seq_len)).to(dist.device)
+            model = GPT(GPTConfig.from_depth(depth, cfg.vocab_size, cfg.max_seq_len, window)).to(dist.device)
+            if cfg.fp8:
+                fp8.require(dist.device)
+                model.use_fp8()
             model.init_weights(torch.Generator(dist.device).manual_seed(0))
             model.compute_dtype = training_dtype(dist.device)
             print(f"\ndepth {depth}\n  training{'rows':>6}{'ms a step':>12}{'tokens/s':>14}{'of peak':>12}{'GiB':>12}")
