@@ -111,8 +111,8 @@ def weights(checkpoint: Checkpoint) -> dict[str, torch.Tensor]:
 def config(checkpoint: Checkpoint) -> dict:
     """config.json: the model's sizes, the constants of gpt.py, and what transformers looks for."""
     model, tokenizer = checkpoint.model, checkpoint.tokenizer
-    if model.config.window:
-        raise SystemExit("Models with a sliding window cannot be exported yet. Train one with --window=0.")
+    sizes = asdict(model.config)
+    del sizes["window"]  # said layer by layer
     return {
         "architectures": ["NanochatForCausalLM"],
         "auto_map": {
@@ -126,12 +126,12 @@ def config(checkpoint: Checkpoint) -> dict:
         "pad_token_id": tokenizer.bos_id,
         "tie_word_embeddings": False,
         "chat": checkpoint.stage != "base",
-        **asdict(model.config),
+        **sizes,
         "vocab_size": tokenizer.vocab_size,
         "value_layers": [int(layer) for layer in model.value_embeddings],
         "rope_base": gpt.ROPE_BASE,
         "softcap": gpt.SOFTCAP,
-        "windows": [0] * model.config.n_layer,
+        "windows": [model.config.window_of(layer) or 0 for layer in range(model.config.n_layer)],
         "gate_channels": gpt.GATE_CHANNELS,
     }
 
