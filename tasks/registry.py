@@ -37,7 +37,7 @@ def evaluation_task(name: str, folder: Path | None = None) -> Task:
 
 
 def evaluation_tasks(names: tuple[str, ...] = (), folder: Path | None = None) -> tuple[list[Task], list[str]]:
-    """The tasks of these names, or all that this machine has the files for; and why the others are left out.
+    """The tasks of these names, or all that this machine has the files for; and a note on the others.
 
     SystemExit for an unknown name, or for a named task whose file is missing.
     """
@@ -51,11 +51,12 @@ def evaluation_tasks(names: tuple[str, ...] = (), folder: Path | None = None) ->
     for name in names or (*PUBLISHED, *built_in):
         try:
             tasks.append(built_in[name] if name in built_in else evaluation_task(name, folder))
-        except MissingFile as error:
+        except MissingFile:
             if names:
                 raise
-            left_out.append(f"{name}: {error}")
-    return tasks, left_out
+            left_out.append(name)
+    notes = [f"Their files are not here: {', '.join(left_out)}. `python -m tasks.published` fetches them."]
+    return tasks, notes if left_out else []
 
 
 def practice(name: str, folder: Path | None = None) -> tuple[Task, Task]:
