@@ -75,7 +75,9 @@ def score_table(title: str, scores: Sequence[Score], **columns: Sequence[str]) -
     table = Table(title=title, title_justify="left", box=box.SIMPLE, pad_edge=False)
     table.add_column("task", no_wrap=True)
     if any(score.seen is not None for score in scores):
-        columns["in training text"] = [f"{sum(score.seen or ()):,} of {score.checked:,}" for score in scores]
+        columns["in training text"] = [
+            f"{sum(score.seen or ()):,} of {score.checked:,}" if score.checked else "–" for score in scores
+        ]
     for heading in ("right", "items", "accuracy", "95% interval", "chance", *columns):
         table.add_column(heading, justify="right", no_wrap=True)
     for i, score in enumerate(scores):
