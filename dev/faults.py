@@ -1,7 +1,7 @@
 """Whatever can befall a training run befalls base_train: kill -9, lost ranks, damaged data, a disk that is full.
 
 In: names of faults (all of them if there is none), how many kills. Out: a line a fault, or what went wrong.
-python dev/faults.py [kills saves ranks lost damage disk] [--kills=20] [--seed=0]
+In the environment of test.sh: python dev/faults.py [kills saves ranks lost damage disk] [--kills=20] [--seed=0]
 """
 
 import os
@@ -34,7 +34,7 @@ from scripts import base_train  # noqa: E402
 
 T = 64
 RUN = {"device": "cpu", "data": "own", "depth": 1, "max_seq_len": T, "total_batch_size": 8 * T, "device_batch_size": 4}
-RUN |= {"eval_tokens": 512, "keep_last": 99, "resume": True, "lr_scale": 0.2}
+RUN |= {"dtype": "float32", "eval_tokens": 512, "keep_last": 99, "resume": True, "lr_scale": 0.2}
 PATIENCE = 50_000  # looks at a run, 2 ms apart; one that takes longer hangs
 
 
