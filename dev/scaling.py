@@ -240,6 +240,9 @@ def draw(record: dict, path: Path) -> None:
         runs = sorted((r["batch"], r["bpb"]) for r in batches if r["tokens"] == tokens)
         right.plot(*zip(*runs), "o-", markersize=4, linewidth=1, label=f"{tokens / 1e6:.2g} M tokens")
     right.set(xscale="log", xlabel="tokens of a step")
+    sizes = sorted({run["batch"] for run in batches})
+    right.set_xticks(sizes, [f"{size:,}" for size in sizes])
+    right.minorticks_off()
     for axes in (left, right):
         axes.grid(alpha=0.3)
         axes.legend(frameon=False, fontsize=8)
