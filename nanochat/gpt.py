@@ -194,28 +194,32 @@ class Attention(nn.Module):
         if self.value_gate is not None:
             gate = 3 * sigmoid(self.value_gate(x[..., :GATE_CHANNELS]))
             v = v + gate[..., None] * value_embedding.view(B, T, self.n_kv_head, self.head_dim)
-        mask = None
         if cache is not None:
             k, v = cache.update(self.layer, k, v)
         if at is not None:
             q, positions = columns(q, at), columns(positions.expand(B, T), at)
-        narrow = self.window is not None and k.size(1) > self.window
-        compiled = narrow and cache is None and x.device.type == "cuda" and torch.compiler.is_compiling()
+        y = self.attend(q, k, v, positions, cached=cache is not None)
+        return self.proj(y.transpose(1, 2).reshape(B, -1, C))
+
+    def attend(self, q, k, v, positions, cached: bool):
+        """q (B, T, H, D), where `positions` (B or 1, T) says; k, v (B, S, n_kv_head, D) from position 0 on -> what each
+        query reads, (B, H, T, D), by the fastest way to it. Not `cached`: every row starts at 0."""
+        T, S, on = q.size(1), k.size(1), q.device.type
+        narrow, grouped = self.window is not None and S > self.window, self.n_head != self.n_kv_head
+        flexible = narrow and not cached and on == "cuda" and torch.compiler.is_compiling()
+        mask = None
         # Where every row starts here, plain causal attention is the same and faster.
-        if k.size(1) > q.size(1) or (narrow and not compiled):
-            ahead = torch.arange(k.size(1), device=x.device) - positions[:, None, :, None]
+        if S > T or (narrow and not flexible):
+            ahead = torch.arange(S, device=q.device) - positions[:, None, :, None]
             mask = (ahead <= 0) & (ahead > -self.window) if narrow else ahead <= 0
         q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
-        grouped = self.n_head != self.n_kv_head
-        if compiled:
-            y = windowed_attention(q, k, v, self.window, self.scale)
-        elif mask is None and not grouped and T <= MOST_SCORES and x.device.type == "cpu" and x.dtype == torch.bfloat16:
-            y = plain_attention(q, k, v, self.scale)
-        else:
-            y = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
-            )
-        return self.proj(y.transpose(1, 2).reshape(B, -1, C))
+        if flexible:
+            return windowed_attention(q, k, v, self.window, self.scale)
+        if mask is None and not grouped and T <= MOST_SCORES and on == "cpu" and q.dtype == torch.bfloat16:
+            return plain_attention(q, k, v, self.scale)
+        return F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
+        )
 
 
 class MLP(nn.Module):

@@ -17,7 +17,7 @@ The token that ends an answer is one of the model's choices; the output of a too
 temperature 1 without cuts, so p is the very distribution that they came from.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ from nanochat.common import Dist, compute_dtype, setup
 from nanochat.configurator import parse
 from nanochat.engine import Completion, Engine, Sampling
 from nanochat.optim import linear
-from nanochat.stage import TuneConfig, finished, resume_point, train, tuning_optimizers
+from nanochat.stage import TuneConfig, device_rows, finished, resume_point, train, tuning_optimizers
 from nanochat.trainer import Batch
 from tasks import registry
 
@@ -88,7 +88,7 @@ class Rollouts:
             *totals, count = self.dist.all_reduce(torch.tensor(sums, dtype=torch.float32, device=self.dist.device))
             self.metrics = dict(zip(("reward", "length", "ended"), (float(total / count) for total in totals)))
             useful = [attempt for attempt in self.last if attempt.advantage] or self.last[:1]
-            size = self.cfg.device_batch_size or 16
+            size = self.cfg.device_batch_size
             yield [self.batch(useful[i : i + size]) for i in range(0, len(useful), size)]
 
     def attempt(self, numbers: range) -> tuple[list[Attempt], list[float]]:
@@ -134,7 +134,7 @@ class Rollouts:
         """Means over the tokens of the last step's answers: the model's entropy and its KL divergence from `start`, in
         nats, each summed over the whole vocabulary."""
         sums = torch.zeros(3, device=self.dist.device)
-        size = self.cfg.device_batch_size or 16
+        size = self.cfg.device_batch_size
         for i in range(0, len(self.last), size):
             batch = self.batch(self.last[i : i + size])
             chosen = batch.targets >= 0
@@ -158,6 +158,8 @@ def main(cfg: Config) -> None:
         now.model.compute_dtype = dtype  # before the engine takes memory of that type
         total = cfg.examples_per_step * cfg.num_samples // dist.world_size
         engine = Engine(now.model, now.tokenizer, max_batch=max(1, min(cfg.answers_at_once, total)))
+        optimizers = tuning_optimizers(cfg, now.model, dist)
+        cfg = replace(cfg, device_batch_size=device_rows(cfg, now.model, now.model.config.sequence_len, total, dist))
         rollouts = Rollouts(cfg, practice, engine, dist, checkpoint.state.data if checkpoint else None)
         one_epoch = -(-len(practice) // cfg.examples_per_step)
 
@@ -177,7 +179,7 @@ def main(cfg: Config) -> None:
             title="RL",
             model=now.model,
             tokenizer=now.tokenizer,
-            optimizers=tuning_optimizers(cfg, now.model, dist),
+            optimizers=optimizers,
             batches=rollouts,
             schedule=linear(1.0, 0.0),
             num_iterations=cfg.num_iterations or (None if cfg.minutes else one_epoch),

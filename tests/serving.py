@@ -57,6 +57,7 @@ class ScriptedEngine:
         text = self.tokenizer.decode([id for id in prompt if id < 256])
         request = ScriptedRequest(prompt, sampling, [])
         request.text = text
+        self.asked = request  # last
         with self.lock:
             self.waiting.append(request)
         return request

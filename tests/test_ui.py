@@ -96,17 +96,9 @@ def pieces(text: str) -> list[Delta]:
     return found
 
 
-class RecordingEngine(ScriptedEngine):
-    """Keeps what it was asked last."""
-
-    def submit(self, prompt, sampling):
-        self.asked = super().submit(prompt, sampling)
-        return self.asked
-
-
 @pytest.fixture(scope="module")
 def engine():
-    return RecordingEngine(byte_tokenizer(), script, pace=0.006, max_context=20_000)
+    return ScriptedEngine(byte_tokenizer(), script, pace=0.006, max_context=20_000)
 
 
 @pytest.fixture(scope="module")
