@@ -137,12 +137,14 @@ class Answer:
         forced = bool(self.forced)
         if forced:
             self.forced.popleft()
+        ends = id in self.end_ids and not forced
+        last = self.flush() if ends else []  # the end is none of the tokens of what is shown
         self.ids.append(id)
         self.mask.append(not forced)
         if logprob is not None:
             self.logprobs.append(logprob)
-        if id in self.end_ids and not forced:
-            return self.flush(), True
+        if ends:
+            return last, True
         if id in self.special:
             return self._special(self.special[id]), False
         return self._show(self.decoder.add(id))

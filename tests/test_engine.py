@@ -12,6 +12,7 @@ import pytest
 import torch
 from serving import Scripted
 
+from nanochat.answer import Answer
 from nanochat.cpu_forward import CpuForward
 from nanochat.engine import Completion, Delta, Engine, Sampling
 from nanochat.gpt import GPT, GPTConfig
@@ -648,3 +649,12 @@ def test_without_a_seed_answers_differ_and_with_one_they_do_not(fresh, letters):
     free, fixed = (Sampling(max_tokens=20, logit_bias=letters, seed=seed) for seed in (None, 0))
     assert len({tuple(answer.ids) for answer in fresh.generate([[1, 2]] * 8, free)}) > 1
     assert len({tuple(answer.ids) for answer in fresh.generate([[1, 2]] * 8, fixed)}) == 1
+
+
+def test_the_end_is_none_of_the_tokens_of_half_a_character(tiny_tokenizer):
+    """What is shown can be said again by its tokens, and nothing can be begun with an end."""
+    answer = Answer(tiny_tokenizer, Sampling())
+    assert answer.add(0xEF, None) == ([], False)  # the first byte of three
+    (delta,), ended = answer.add(tiny_tokenizer.special["<|assistant_end|>"], None)
+    assert ended and delta.text == "\ufffd" and delta.ids == (0xEF,)
+    assert answer.ids == [0xEF, tiny_tokenizer.special["<|assistant_end|>"]]
