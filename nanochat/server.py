@@ -179,8 +179,8 @@ class Metrics:
 # Answers
 
 
-class Answer:
-    """One call: its ticket, the shape of what it sends, and what it used."""
+class Call:
+    """One call of a client: its ticket, the shape of what it gets, and what it used."""
 
     def __init__(self, ticket: Ticket, shape: ChatShape | CompletionShape, model: str, prompts: list, metrics: Metrics):
         self.ticket, self.shape, self.metrics = ticket, shape, metrics
@@ -259,13 +259,13 @@ def reason_of(completion: Completion) -> str:
 class AnswerStream(StreamingResponse):
     """Ends the work however the response ends, even if the client left before its first byte."""
 
-    def __init__(self, answer: Answer, worker: Workers, with_usage: bool):
+    def __init__(self, call: Call, worker: Workers, with_usage: bool):
         super().__init__(
-            answer.frames(with_usage),
+            call.frames(with_usage),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
-        self.ticket, self.worker = answer.ticket, worker
+        self.ticket, self.worker = call.ticket, worker
 
     async def __call__(self, scope, receive, send):
         try:
@@ -301,11 +301,11 @@ def add_answers(app: FastAPI, worker: Workers, tokenizer: Tokenizer, metrics: Me
             ticket = worker.submit(pairs, asyncio.get_running_loop())
         except ValueError as error:
             raise Refusal(str(error), code="context_length_exceeded" if "context" in str(error) else None) from error
-        answer = Answer(ticket, shape, settings.model_name, prompts, metrics)
+        call = Call(ticket, shape, settings.model_name, prompts, metrics)
         if body.stream:
-            return AnswerStream(answer, worker, bool(body.stream_options and body.stream_options.include_usage))
+            return AnswerStream(call, worker, bool(body.stream_options and body.stream_options.include_usage))
         try:
-            return JSONResponse(await unless_gone(request, answer.whole()) or {})
+            return JSONResponse(await unless_gone(request, call.whole()) or {})
         finally:
             worker.leave(ticket)
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from nanochat.answer import Completion
 from nanochat.execution import calculate
-from tasks.common import Answer, Drawn, exchange, generator, pick, reference_text, split_of
+from tasks.common import Drawn, exchange, generator, pick, reference_text, split_of
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,7 @@ class Arithmetic(Drawn):
         digits = int(rng.integers(1 if self.split == "train" and rng.random() < 0.25 else 2, 5))
         return int(rng.integers(10 ** (digits - 1), 10**digits))
 
-    def grade(self, conversation: dict, completion: Answer) -> bool:
+    def grade(self, conversation: dict, completion: Completion) -> bool:
         """The last number of the answer is the last number of the reference."""
         return last_number(completion.text) == last_number(reference_text(conversation))
 

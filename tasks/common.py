@@ -6,20 +6,13 @@ reference answer, and a verdict on a model's own answer. Everything is the same 
 
 from collections.abc import Sequence
 from hashlib import blake2b
-from typing import Protocol
 
 import numpy as np
 
+from nanochat.answer import Completion
 from nanochat.corpus import held_out_score
 
 LETTERS = tuple("ABCDEFGHIJKLMNOPQRSTUVWXYZ")
-
-
-class Answer(Protocol):
-    """What `Task.grade` looks at; `engine.Completion` is one."""
-
-    text: str  # what a reader sees: no special tokens, no code, no tool output
-    parts: list[dict]  # the same as a conversation's content: [{"type": "text" | "python" | "python_output", "text"}]
 
 
 class Task:
@@ -49,8 +42,8 @@ class Task:
         """The conversation at `index`; its last message is the reference answer. IndexError past the end."""
         raise NotImplementedError
 
-    def grade(self, conversation: dict, completion: Answer) -> bool:
-        """Is the completion right? Categorical tasks compare the letter; generative ones override this."""
+    def grade(self, conversation: dict, completion: Completion) -> bool:
+        """Is the completion right, by its `text` and `parts`? Categorical tasks compare the letter."""
         if self.kind != "categorical":
             raise NotImplementedError(f"{type(self).__name__} is generative and must define grade().")
         return completion.text.strip() == reference_text(conversation)

@@ -7,8 +7,9 @@ the number of the first line that is wrong and what is wrong about it.
 import json
 from pathlib import Path
 
+from nanochat.answer import Completion
 from nanochat.dataset import is_held_out
-from tasks.common import Answer, Task, reference_text
+from tasks.common import Task, reference_text
 
 PART_TYPES = ("text", "python", "python_output")
 
@@ -34,7 +35,7 @@ class CustomJSON(Task):
     def __getitem__(self, index: int) -> dict:
         return self.conversations[index]
 
-    def grade(self, conversation: dict, completion: Answer) -> bool:
+    def grade(self, conversation: dict, completion: Completion) -> bool:
         """Word for word the reference."""
         return completion.text.strip() == reference_text(conversation).strip()
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from tasks.common import Answer, exchange, reference_text
+from nanochat.answer import Completion
+from tasks.common import exchange, reference_text
 from tasks.published import PublishedTask
 
 ADDRESS = "https://raw.githubusercontent.com/openai/grade-school-math/master/grade_school_math/data"
@@ -37,7 +38,7 @@ class GSM8K(PublishedTask):
     def conversation(self, row: dict) -> dict:
         return {"messages": exchange(row["question"], parse_answer(row["answer"]))}
 
-    def grade(self, conversation: dict, completion: Answer) -> bool:
+    def grade(self, conversation: dict, completion: Completion) -> bool:
         """The number after the first #### equals the reference's; 1,000 equals 1000.00."""
         answer = final_number(completion.text)
         return answer is not None and answer == final_number(reference_text(conversation))

@@ -7,7 +7,8 @@ published tests, run in the sandbox.
 import re
 
 from nanochat import execution
-from tasks.common import Answer, exchange
+from nanochat.answer import Completion
+from tasks.common import exchange
 from tasks.published import PublishedTask
 
 ADDRESS = "https://raw.githubusercontent.com/openai/human-eval/master/data/HumanEval.jsonl.gz"
@@ -23,7 +24,7 @@ class HumanEval(PublishedTask):
         solution = f"```python\n{row['prompt']}{row['canonical_solution'].rstrip()}\n```"
         return {"messages": exchange(row["prompt"], solution), "test": row["test"], "entry_point": row["entry_point"]}
 
-    def grade(self, conversation: dict, completion: Answer) -> bool:
+    def grade(self, conversation: dict, completion: Completion) -> bool:
         """Do the published tests pass? See execution.check_program for what keeps a program from faking it."""
         prompt, entry_point = conversation["messages"][0]["content"], conversation["entry_point"]
         program = build_program(prompt, completion.text, entry_point)

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from tasks.common import Answer, Task, exchange, generator, pick
+from nanochat.answer import Completion
+from tasks.common import Task, exchange, generator, pick
 
 
 @dataclass(frozen=True)
@@ -403,7 +404,7 @@ class Identity(Task):
             question = write_carelessly(question, rng, greet=key not in UNGREETED)
         return {"messages": exchange(question, pick(rng, SUBJECTS[key].answers)), "subject": key}
 
-    def grade(self, conversation: dict, completion: Answer) -> bool:
+    def grade(self, conversation: dict, completion: Completion) -> bool:
         """All key words of the subject are there, as the beginnings of words."""
         text = completion.text.lower()
         keys = SUBJECTS[conversation["subject"]].keys

@@ -8,7 +8,8 @@ operands of the test, in either order, is ever seen in training. Reinforcement l
 
 import numpy as np
 
-from tasks.common import Answer, Drawn, exchange, generator, pick, reference_text, split_of
+from nanochat.answer import Completion
+from tasks.common import Drawn, exchange, generator, pick, reference_text, split_of
 
 MOST = 49  # so that every result has at most two digits
 APART = 10
@@ -45,7 +46,7 @@ class MentalArithmetic(Drawn):
             if split_of(f"{b} and {a} in the head") == self.split:
                 return a, b
 
-    def grade(self, conversation: dict, completion: Answer) -> bool:
+    def grade(self, conversation: dict, completion: Completion) -> bool:
         """The bare number, and no call of the tool."""
         used_tool = any(part["type"] != "text" for part in completion.parts)
         return not used_tool and completion.text.strip() == reference_text(conversation)

@@ -12,8 +12,9 @@ from functools import lru_cache
 import numpy as np
 
 from nanochat import dataset
+from nanochat.answer import Completion
 from nanochat.execution import calculate
-from tasks.common import Answer, Drawn, exchange, generator, pick, reference_text, split_of
+from tasks.common import Drawn, exchange, generator, pick, reference_text, split_of
 
 LEAST_COUNT = 5  # rarer words of the corpus are mostly names and typing errors
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
@@ -82,7 +83,7 @@ class Spelling(WordTask):
             "words": words,
         }
 
-    def grade(self, conversation: dict, completion: Answer) -> bool:
+    def grade(self, conversation: dict, completion: Completion) -> bool:
         return completion.text.split() == reference_text(conversation).split()
 
 
@@ -112,6 +113,6 @@ class LetterCount(WordTask):
             return max(word, key=word.count)
         return pick(rng, sorted(set(word)) if kind < 0.75 else ALPHABET)
 
-    def grade(self, conversation: dict, completion: Answer) -> bool:
+    def grade(self, conversation: dict, completion: Completion) -> bool:
         """The only number in the answer is the right one."""
         return re.findall(r"\d+", completion.text) == re.findall(r"\d+", reference_text(conversation))

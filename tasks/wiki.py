@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from nanochat import dataset
-from tasks.common import Answer, Task, exchange, generator, pick, reference_text
+from nanochat.answer import Completion
+from tasks.common import Task, exchange, generator, pick, reference_text
 
 LONGEST_ANSWER = 120  # characters; a model of the quickstart's size loses the thread in longer sentences
 LONGEST_TEXT = 140  # characters, of what a topic is to be found for
@@ -162,7 +163,7 @@ class WhatIs(Task):
         way = ways[0] if self.split == "test" else pick(generator(self.name, self.split, index), ways)
         return {"messages": exchange(way.format(name=fact.name, verb=fact.verb), fact.answer), "title": fact.title}
 
-    def grade(self, conversation: dict, completion: Answer) -> bool:
+    def grade(self, conversation: dict, completion: Completion) -> bool:
         """Is it a sentence in the right form: a subject, is/are/was/were, a full stop, nothing said twice, no tool?"""
         text = completion.text.strip()
         words = text.split()
@@ -207,5 +208,5 @@ class Topic(Task):
         question = "\n".join([way, beginning(article), *(f"- {choice}" for choice in choices), "Answer with one line."])
         return {"messages": exchange(question, f"- {article['topic']}"), "title": article["title"]}
 
-    def grade(self, conversation: dict, completion: Answer) -> bool:
+    def grade(self, conversation: dict, completion: Completion) -> bool:
         return completion.text.strip() == reference_text(conversation)
