@@ -12,7 +12,7 @@ import shutil
 import sys
 import time
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import MISSING, asdict, dataclass, fields, is_dataclass
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from pathlib import Path
 
 import torch
@@ -30,7 +30,6 @@ MODEL, OPTIMIZER = "model.safetensors", "optimizer.safetensors"
 CONFIG, TOKENIZER, STATE = "config.json", "tokenizer.json", "state.json"
 REQUIRED = (MODEL, CONFIG, TOKENIZER, STATE)
 ABOUT = {"stage": "", "tag": "", "model": {}, "settings": {}}  # what config.json holds
-NEWER = frozenset({"bad", "recent"})  # of a state, which older checkpoints do not have
 MAX_HEADER_BYTES = 2**20  # of a safetensors file: what names its tensors; every name takes memory when it is read
 SCRIPTS = {"base": "base_train", "mid": "mid_train", "sft": "chat_sft", "rl": "chat_rl"}
 
@@ -328,8 +327,7 @@ def load_optimizers(path: Path, optimizers: list) -> None:
 
 def _read_checked(path: Path, examples: dict) -> dict:
     """The object in a JSON file; its keys and the types of its values are those of `examples`."""
-    values = {name: examples[name] for name in NEWER & set(examples)}
-    values |= read_object(path, set(examples), NEWER)
+    values = read_object(path, set(examples))
     for name, example in examples.items():
         if type(values[name]) is not type(example) and not (type(example) is float and type(values[name]) is int):
             raise ValueError(
@@ -384,11 +382,8 @@ def _read_model(path: Path, values, device: torch.device, dtype: torch.dtype | N
 
 
 def _read_model_config(path: Path, values) -> GPTConfig:
-    """Types are checked by hand, and no value may exceed the weights' bytes, so a wrong file cannot ask for memory.
-    What has a default need not be there."""
+    """Types are checked by hand, and no value may exceed the weights' bytes, so a wrong file cannot ask for memory."""
     where = f"{path / CONFIG}: model"
-    if isinstance(values, dict):
-        values = {field.name: field.default for field in fields(GPTConfig) if field.default is not MISSING} | values
     check_keys(values, {field.name for field in fields(GPTConfig)}, where)
     limit = (path / MODEL).stat().st_size
     for field in fields(GPTConfig):

@@ -87,7 +87,7 @@ def prepare(name: str, texts: Iterable[tuple[str, str]], source: str, fingerprin
             raise SystemExit(
                 f"{source}: {found} document(s), too little to train on and to hold out from. Add more text."
             )
-        head = {"format": 1, "name": name, "source": source, "fingerprint": fingerprint, "fraction": fraction}
+        head = {"name": name, "source": source, "fingerprint": fingerprint, "fraction": fraction}
         manifest = head | counts
         write_json(new / "manifest.json", manifest)
         replace(new, folder)
@@ -225,8 +225,7 @@ def describe(manifest: dict) -> dict[str, str]:
     if "lengths" in manifest:
         metrics["duplicates left out"] = f"{manifest['duplicates']:,}"
         metrics["characters a document"] = ", ".join(f"{name} {value:,}" for name, value in manifest["lengths"].items())
-        languages = manifest.get("languages", {})  # not in those made before November 2026
-        metrics["languages"] = ", ".join(f"{name} {share:.0%}" for name, share in languages.items())
+        metrics["languages"] = ", ".join(f"{name} {share:.0%}" for name, share in manifest["languages"].items())
         metrics["scripts"] = ", ".join(f"{name} {share:.1%}" for name, share in manifest["scripts"].items())
     return metrics
 

@@ -39,7 +39,7 @@ def fetch_published(name: str, n: int, workers: int = 8, mirror: str = "", **opt
             if read_manifest(folder / "manifest.json").get("fingerprint") == source.upstream:
                 raise SystemExit(f"{folder} was made by --prepare: its shards are others. Move it away to download.")
         here = {split: {path.name for path in (folder / split).glob("shard_*.parquet")} for split in wanted}
-        manifest = {"format": 1, "name": name, "source": source.url(""), "fingerprint": source.url("")}
+        manifest = {"name": name, "source": source.url(""), "fingerprint": source.url("")}
         manifest |= {split: {"shards": sorted(here[split] | set(wanted[split]))} for split in wanted}
         write_json(folder / "manifest.json", manifest)
         try:
@@ -122,7 +122,7 @@ def rebuild_published(name: str, path: Path | None = None, workers: int = 8, mir
             raise SystemExit(f"{path} makes {len(paths)} shard, too little to train on and to hold out from.")
         (new / "val").mkdir()
         os.replace(paths[-1], new / "val" / paths[-1].name)
-        manifest = {"format": 1, "name": name, "source": f"{source.upstream}, shuffled", "fingerprint": source.upstream}
+        manifest = {"name": name, "source": f"{source.upstream}, shuffled", "fingerprint": source.upstream}
         manifest |= {"train": {"shards": [p.name for p in paths[:-1]]}, "val": {"shards": [paths[-1].name]}}
         _count_documents(new, manifest)
         replace(new, folder)

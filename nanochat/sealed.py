@@ -131,22 +131,20 @@ def read_manifest(folder: Path) -> dict:
     return content
 
 
-def read_object(path: Path, keys: set[str], optional: frozenset = frozenset()) -> dict:
-    """The object in a JSON file, which must have exactly these keys (the optional ones may be missing). ValueError
-    naming the file and the key."""
+def read_object(path: Path, keys: set[str]) -> dict:
+    """The object in a JSON file, which must have exactly these keys. ValueError naming the file and the key."""
     regular_size(path)
     try:
-        return check_keys(read_json(path, MAX_JSON_BYTES), keys, path, optional)
+        return check_keys(read_json(path, MAX_JSON_BYTES), keys, path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}.") from error
 
 
-def check_keys(value, keys: set[str], where, optional: frozenset = frozenset()) -> dict:
-    """`value` if it is a dict with exactly these keys, of which the optional ones may be missing. ValueError saying
-    where, and which key."""
+def check_keys(value, keys: set[str], where) -> dict:
+    """`value` if it is a dict with exactly these keys. ValueError saying where, and which key."""
     if not isinstance(value, dict):
         raise ValueError(f"{where} should hold an object with the keys {', '.join(sorted(keys))}.")
-    for name in sorted(keys - optional - set(value)):
+    for name in sorted(keys - set(value)):
         raise ValueError(f"{where} lacks the key {name!r}.")
     for name in sorted(set(value) - keys):
         raise ValueError(f"{where} has the unknown key {name!r:.80}.")

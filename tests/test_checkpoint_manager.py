@@ -116,16 +116,6 @@ def test_optimizer_of_another_model_is_refused(put, tiny_config, model):
         cm.load_optimizers(path, build_optimizers(model))
 
 
-def test_a_checkpoint_of_before_is_loaded(put):
-    path = put(1)
-    reseal(path, "state.json", lambda state: {name: state[name] for name in state if name not in cm.NEWER})
-    reseal(
-        path, "config.json", lambda about: about | {"model": {n: v for n, v in about["model"].items() if n != "window"}}
-    )
-    loaded = cm.load(path=path)
-    assert loaded.state == State(1, data={"block": 7}) and loaded.model.config.window == 0
-
-
 def test_a_window_is_part_of_a_checkpoint(put, model):
     model.config = replace(model.config, window=5)
     put(1)
