@@ -79,7 +79,7 @@ fi
 
 marks=${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}/speedrun-d$DEPTH
 count=0
-run() { # run TIME COMMAND...
+run() { # run TIME COMMAND...: only show it if a list is asked for
     local time=$1
     shift
     [ -n "$list" ] && { echo "$*"; return; }
@@ -98,16 +98,18 @@ step() { # step TIME COMMAND...: run it unless it was done before
 once() { # on the first machine only
     if [ "$node" = 0 ]; then step "$@"; else count=$((count + 1)); fi
 }
+again() { # on the first machine, each time: what goes on by itself where it was stopped
+    count=$((count + 1))
+    [ "$node" != 0 ] || run "$@"
+}
 everywhere() { step "$1" torchrun "${meet[@]}" --nproc_per_node="$ranks" -m "$2" -- "${@:3}"; }
 
 once "a second" python -m nanochat.report reset
 
 # Text. The first shards are enough for the tokenizer; the rest comes while it is trained, and pretraining waits for a
-# shard only when it needs it. These two go on by themselves where they were stopped, so they run each time.
-if [ "$node" = 0 ]; then
-    run "$TIME_TEXT" python -m nanochat.dataset -n "$SHARDS" --background "${mirror[@]}"
-    run "$TIME_TEXT" python -m tasks.published --training "${mirror[@]}"
-fi
+# shard only when it needs it.
+again "$TIME_TEXT" python -m nanochat.dataset -n "$SHARDS" --background "${mirror[@]}"
+again "$TIME_TEXT" python -m tasks.published --training "${mirror[@]}"
 once "$TIME_TOKENIZER" python -m scripts.tok_train --max_chars=2000000000 "${tokenizer[@]}"
 once "a minute" python -m scripts.tok_eval
 

@@ -11,13 +11,8 @@ import sys
 import tempfile
 from dataclasses import dataclass
 
-import torch
-
-from dev.bench.serve import server
+from dev.bench.serve import random_server
 from nanochat.configurator import parse
-from nanochat.engine import Engine
-from nanochat.gpt import GPT, GPTConfig
-from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 
 @dataclass(frozen=True)
@@ -34,10 +29,7 @@ class Config:
 
 def fuzz(cfg: Config) -> int:
     """Exit status of schemathesis: 0 if nothing was wrong."""
-    tokenizer = Tokenizer(torch.zeros(0, 2, dtype=torch.int32).numpy())
-    config = GPTConfig(256 + len(SPECIAL_TOKENS), sequence_len=128, n_layer=1, n_head=2, n_kv_head=1, n_embd=32)
-    model = GPT(config).init_weights(torch.Generator().manual_seed(0)).eval()
-    with server(Engine(model, tokenizer, max_batch=8), tokenizer) as url:
+    with random_server(context=128, max_batch=8) as url:
         command = f"""schemathesis run {url}/openapi.json --mode all --phases fuzzing --checks not_a_server_error
             --max-examples {cfg.examples} --request-timeout {cfg.seconds} --seed {cfg.seed} --no-color"""
         script = "import sys; from schemathesis.cli import schemathesis; sys.exit(schemathesis())"

@@ -17,13 +17,8 @@ import time
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
-import torch
-
-from dev.bench.serve import server
+from dev.bench.serve import random_server
 from nanochat.configurator import parse
-from nanochat.engine import Engine
-from nanochat.gpt import GPT, GPTConfig
-from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 NO_LINGER = struct.pack("ii", 1, 0)  # closing sends a reset: what a crash or a cable that was pulled looks like
 
@@ -113,10 +108,7 @@ async def storm(url: str, count: int, seed: int) -> tuple[int, float]:
 def main(cfg: Config) -> None:
     if cfg.url:
         sys.exit(report(cfg, cfg.url))
-    tokenizer = Tokenizer(torch.zeros(0, 2, dtype=torch.int32).numpy())
-    config = GPTConfig(256 + len(SPECIAL_TOKENS), sequence_len=1024, n_layer=2, n_head=4, n_kv_head=2, n_embd=64)
-    model = GPT(config).init_weights(torch.Generator().manual_seed(0)).eval()
-    with server(Engine(model, tokenizer, max_batch=16), tokenizer) as url:
+    with random_server(context=1024, max_batch=16) as url:
         status = report(cfg, url)
     sys.exit(status)
 

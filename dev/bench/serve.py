@@ -158,6 +158,14 @@ def server(engine: Engine, tokenizer: Tokenizer) -> Iterator[str]:
             thread.join()
 
 
+def random_server(context: int, max_batch: int):
+    """`server` with a small model of random weights and a vocabulary of bytes."""
+    tokenizer = Tokenizer(np.zeros((0, 2), np.int32))
+    config = GPTConfig(tokenizer.vocab_size, context, n_layer=2, n_head=4, n_kv_head=2, n_embd=64)
+    model = GPT(config).init_weights(torch.Generator().manual_seed(0)).eval()
+    return server(Engine(model, tokenizer, max_batch), tokenizer)
+
+
 def time_to_first_token(url: str, client: httpx.Client, prompt: list[int]) -> float:
     start, first = time.perf_counter(), 0.0
     body = {"prompt": prompt, "max_tokens": 32, "stream": True}
