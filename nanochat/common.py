@@ -301,7 +301,8 @@ class Progress:
         self, stage: str, total: float, unit: str = "step", dist: Dist = Dist(), done: float = 0, every: float = 10
     ):
         self.stage, self.total, self.unit, self.dist, self.every = stage, total, unit, dist, every
-        self.start_done, self.start = done, time.monotonic()
+        self.start = time.monotonic()
+        self.counted = self.start, done  # where the rate is counted from
         self.shown = float("-inf")
         self.live = dist.is_main and sys.stderr.isatty()
 
@@ -315,18 +316,14 @@ class Progress:
         if not self.dist.is_main or (now - self.shown < (0.1 if self.live else self.every) and not finished):
             return
         self.shown = now
-        elapsed = now - self.start
-        advanced = done - self.start_done
-        left = elapsed / advanced * (self.total - done) if advanced > 0 else None
+        then, before = self.counted
+        left = (now - then) / (done - before) * (self.total - done) if done > before else None
+        if left is not None and then == self.start:
+            self.counted = now, done  # what came first took longer: it was compiled
         fraction = min(1.0, done / self.total) if self.total else 1.0
         bar = "━" * round(20 * fraction) + "╌" * (20 - round(20 * fraction))
-        time_text = (
-            f"{format_seconds(elapsed)} taken"
-            if finished
-            else f"{format_seconds(left)} left"
-            if left is not None
-            else ""
-        )
+        time_text = "" if left is None else f"{format_seconds(left)} left"
+        time_text = f"{format_seconds(now - self.start)} taken" if finished else time_text
         values = "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in fields.items())
         amount = f"{100 * fraction:.0f}%" if self.unit == "%" else f"{done:,.0f}/{self.total:,.0f} {self.unit}"
         line = f"{self.stage:<14} {bar} {amount}  {values}  {time_text}"

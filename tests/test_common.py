@@ -169,6 +169,15 @@ def test_progress_of_a_resumed_run_counts_only_its_own_steps(capsys, monkeypatch
     assert "1:20 left" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_the_time_left_is_not_that_of_the_first_step_which_compiles(capsys, monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
+    progress = Progress("pretraining", 100)
+    for now[0], step in ((60.0, 1), (80.0, 11)):  # a minute, then two seconds each
+        progress.update(step)
+    assert "2:58 left" in capsys.readouterr().err.splitlines()[-1]
+
+
 def test_progress_of_nothing(capsys):
     Progress("downloading", 0).update(0)
     assert "0/0" in capsys.readouterr().err
