@@ -6,7 +6,7 @@
 #                                  an error is found before a machine is paid for
 #   bash speedrun.sh --list        only shows the commands
 #
-# TIER=100, 300 or 1000 (dollars) chooses depth, text and batch by scripts/plan.py; DEPTH=20 chooses them by depth.
+# TIER=100, 300 or 1000 (dollars) chooses depth, text and batch by scripts/forecast.py; DEPTH=20 chooses them by depth.
 # GPUS=8 is how many this machine has, GPU=H100 which; RL=1 adds reinforcement learning. On several machines that share
 # a disk: NODES=2 NODE_RANK=0 MASTER=HOST:PORT on the first, NODE_RANK=1 on the second (dev/speedrun.slurm and .sky.yaml).
 #
@@ -39,7 +39,7 @@ fi
 # Sizes, and how long each stage will take, by the rules of the training itself.
 size=(--dollars="${TIER:-100}")
 [ -z "${DEPTH:-}" ] || size=(--depth="$DEPTH")
-sizes=$(python -m scripts.plan --gpus="$((nodes * ranks))x${GPU:-H100}" "${size[@]}" --shell)
+sizes=$(python -m scripts.forecast --gpus="$((nodes * ranks))x${GPU:-H100}" "${size[@]}" --shell)
 eval "$sizes"
 mirror=() tokenizer=() base=(--depth="$DEPTH" --device_batch_size="$ROWS") chat=(--device_batch_size="$ROWS")
 device=() few=() loss=() core=() rl=() temporary=''

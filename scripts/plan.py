@@ -1,8 +1,6 @@
-"""What a run will take: sizes for the quickstart on this machine, predictions for GPUs that are not here.
+"""The sizes of the quickstart, for this machine and the time that there is.
 
 bash quickstart.sh --minutes 30        (which runs: eval "$(python -m scripts.plan --minutes 30)")
-python -m scripts.plan --depth=26 --gpus=8xH100
-python -m scripts.plan --dollars=100 --gpus=8xH100       the largest even depth that the whole pipeline can afford
 """
 
 import os
@@ -31,20 +29,6 @@ class Config:
     """the time that it may take after installing"""
     fresh: bool = False
     """start over instead of going on"""
-    gpus: str | None = None
-    """predict a run on these GPUs instead: 8xH100, 2xA100, 4090"""
-    dollars: float | None = None
-    """with --gpus: choose the depth by what it may cost"""
-    price: float | None = None
-    """with --gpus: dollars an hour for each"""
-    mfu: float | None = None
-    """with --gpus: the part of their published FLOP/s that training reaches, if you know it"""
-    ratio: float = 12.0
-    """with --gpus: tokens for each weight that multiplies (base_train's --target_param_data_ratio)"""
-    device_batch_size: int | None = None
-    """with --gpus: rows at once on a GPU; by default as many as fit"""
-    shell: bool = False
-    """with --gpus: print shell variables, as speedrun.sh reads them"""
 
 
 CORE = {torch.float32: 95e9, torch.bfloat16: 217e9}  # FLOP/s of a Zen 4 core; others are within a factor of two
@@ -86,33 +70,7 @@ def plan(cfg: Config, device: str) -> dict[str, str]:
     }
 
 
-def predict(cfg: Config) -> None:
-    """The table, or what speedrun.sh reads, of a run on GPUs. SystemExit if it does not fit."""
-    from nanochat import forecast
-
-    for name, low, high in (("price", 0, 1000), ("mfu", 0.01, 1), ("ratio", 0.01, 10_000), ("depth", 1, 200)):
-        if (value := getattr(cfg, name)) is not None and not low <= value <= high:
-            raise SystemExit(f"--{name}={value:g} makes no sense: say a number from {low:g} to {high:,g}.")
-    if (cfg.depth is None) == (cfg.dollars is None):
-        raise SystemExit("--gpus needs either --depth or --dollars.")
-    gpus, options = forecast.Gpus.parse(cfg.gpus, cfg.price), {"ratio": cfg.ratio, "share": cfg.mfu}
-    if cfg.dollars is not None:
-        run = forecast.deepest(gpus, cfg.dollars, **options)
-    else:
-        run = forecast.forecast(gpus, cfg.depth, device_batch_size=cfg.device_batch_size, **options)
-    advice = forecast.advice(run, **options)
-    if cfg.shell:
-        if not run.fits:
-            raise SystemExit(f"--depth={cfg.depth} does not fit. {advice}")
-        print("\n".join(f"{name}={shlex.quote(value)}" for name, value in forecast.shell_variables(run).items()))
-    else:
-        forecast.show(run)
-        print(advice) if advice else None
-
-
 def main(cfg: Config) -> None:
-    if cfg.gpus is not None:
-        return predict(cfg)
     if cfg.data and not cfg.data.expanduser().exists():
         raise SystemExit(f"--data {cfg.data} does not exist. Give a file or folder with .txt, .md, .jsonl or .parquet.")
     if cfg.minutes < 1 or (cfg.depth is not None and cfg.depth < 1):

@@ -9,7 +9,7 @@ from nanochat.dial import USUAL_SHARE
 from nanochat.forecast import Gpus
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import horizon
-from scripts.plan import Config, main, predict
+from scripts.forecast import Config, main
 
 # Karpathy's nanochat in bf16: depth, GPUs, tokens a second as published, and how far off the prediction is.
 PUBLISHED_SPEEDS = [
@@ -106,10 +106,10 @@ def test_the_table(capsys):
 )
 def test_nonsense_gets_a_sentence(settings, words):
     with pytest.raises(SystemExit, match=words):
-        predict(Config(**{"gpus": "8xH100"} | settings))
+        main(Config(**{"gpus": "8xH100"} | settings))
 
 
 def test_what_the_speedrun_reads(capsys):
-    predict(Config(dollars=100.0, gpus="8xH100", shell=True))
+    main(Config(dollars=100.0, gpus="8xH100", shell=True))
     said = capsys.readouterr().out
     assert "DEPTH=24\nSHARDS=175\nROWS=16\n" in said and re.search(r"TIME_PRETRAINING=\d:\d\d:\d\d\n", said)

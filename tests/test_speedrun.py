@@ -26,7 +26,7 @@ SETTINGS = ("NODES", "NODE_RANK", "MASTER", "GPUS", "GPU", "TIER", "DEPTH", "RL"
 
 
 def listed(tmp_path, *command, planned=True, **environment) -> list[list[str]]:
-    """The commands that a script would run, as words. With `planned`, scripts.plan is stood in for by what it said."""
+    """The commands that a script would run, as words. `planned`: scripts.forecast is stood in for by what it said."""
     if planned:
         python = tmp_path / "python"
         lines = forecast.shell_variables(forecast.forecast(forecast.Gpus.parse("8xH100"), 24))
@@ -77,7 +77,7 @@ def test_every_flag_is_one_that_its_script_knows(real, rehearsal):
         module = importlib.import_module(words[words.index("-m") + 1])
         if hasattr(module, "Config") and "chat_cli" not in module.__name__:  # its question has blanks
             parse(module.Config, flags(words))
-    assert "--depth=24" in real[5] and "175" in real[1]  # by scripts/plan.py: tests/test_forecast.py
+    assert "--depth=24" in real[5] and "175" in real[1]  # by scripts/forecast.py: tests/test_forecast.py
 
 
 def test_the_tier_chooses_the_depth(tmp_path):
