@@ -92,7 +92,7 @@ def test_the_tier_chooses_the_depth(tmp_path):
 def test_several_machines_run_the_same_commands(tmp_path, rehearsal, file):
     """The scheduler's own commands are stood in for by scripts that say what they would."""
     stubs = {
-        "scontrol": "echo first; echo second",
+        "scontrol": "echo first; seq 100000",  # more than a pipe holds
         "srun": 'for id in 0 1; do echo "node $id"; SLURM_NODEID=$id "$@"; done',
     }
     for name, body in stubs.items():
