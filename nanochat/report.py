@@ -73,8 +73,9 @@ def generate(hourly_price: float | None = None) -> tuple[Path, Path]:
     sections = [Section.read(name, section) for name, section in raw.items()]
     machine = next((s.machine for s in reversed(sections) if s.machine), {})
     written = max((s.written for s in sections if s.written), default=time.time())
-    facts = [machine.get("device"), machine.get("processor")]
-    for key, form in (("cores", "{} cores"), ("memory_gib", "{} GiB"), ("torch", "torch {}")):
+    device = machine.get("device")
+    facts = [None if device == "cpu" else device, machine.get("processor")]
+    for key, form in (("cores", "{} cores"), ("memory_gib", "{} GiB of memory"), ("torch", "torch {}")):
         facts += [form.format(machine[key])] if key in machine else []
     facts += [f"commit {commit}"] if (commit := machine.get("commit") or git_commit()) else []
     facts.append(time.strftime("%Y-%m-%d %H:%M", time.localtime(written)))

@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from nanochat.common import STAGES, base_dir, format_seconds
-from nanochat.report_page import Bar, Bars, Curve, Curves, Fold, Heading, Samples, Table, Text, Tiles
+from nanochat.report_page import Bar, Bars, Commands, Curve, Curves, Fold, Heading, Samples, Table, Text, Tiles
 from nanochat.report_section import Section
 from nanochat.tokenizer import Tokenizer
 
@@ -27,20 +27,46 @@ LABELS = {
     "peak_memory": "peak memory",
 }
 CURVES = {"val_bpb": "validation", "train_bpb": "training"}
+ASKED = {  # what an item of a task is, for whoever has not read its code
+    "Arithmetic": "sums, with the calculator",
+    "MentalArithmetic": "sums in the head, two results to choose from",
+    "LetterCount": "how often a letter stands in a word, with the calculator",
+    "Spelling": "words, letter by letter",
+    "Topic": "which of four topics a text is about",
+    "Identity": "who it is",
+    "WhatIs": "one sentence on a thing; its form counts, not its truth",
+    "ARC-Easy": "science for schools, four choices",
+    "ARC-Challenge": "harder science for schools, four choices",
+    "MMLU": "exams of 57 subjects, four choices",
+    "GSM8K": "word problems for schools",
+    "HumanEval": "Python functions that must pass tests",
+}
+NEXT = [
+    ("talk to it in the browser", "python -m scripts.chat_web"),
+    ("talk to it in the terminal", "python -m scripts.chat_cli"),
+    ("train longer, from the start", "bash quickstart.sh --minutes 60"),
+    ("train on your own text", "bash quickstart.sh --data PATH"),
+    ("see how it works", "docs/guide/README.md"),
+]
+FEW_CURVES = 3  # more in one picture hide each other
 NONE = "–"
 
 
 def compose(sections: list[Section], hourly_price: float | None = None, started: float | None = None) -> list:
     """The page, as blocks. `started` is when the clock began (seconds since 1970)."""
-    blocks = [_tiles(sections, hourly_price, started), Heading("Summary"), _summary(sections)]
+    evaluations = [s for s in sections if s.name.startswith("chat_eval")]
+    blocks = [_tiles(sections, hourly_price, started), Heading("Summary"), *_explained(sections), _summary(sections)]
+    blocks += [Text(seen)] if evaluations and (seen := _contamination(evaluations[-1])) else []
     spoken = next((s for s in reversed(sections) if s.samples and s.name.startswith("chat")), None)
     if spoken:
-        blocks += [Heading("In its own words"), Text(f"Unpicked, from: {spoken.title}."), Samples(spoken.samples[:20])]
+        unpicked = f"Its first answers in each task, right or wrong; nobody picked them ({spoken.title})."
+        blocks += [Heading("In its own words"), Text(unpicked), Samples(spoken.samples[:20])]
         if rest := spoken.samples[20:]:
             blocks.append(Fold(f"{len(rest)} more", [Samples(rest)]))
+        blocks += [Heading("Go on"), Commands(NEXT)]
     if panels := [panel for section in sections for panel in _panels(section)]:
         blocks += [Heading("Learning"), Curves(panels)]
-    if bars := _score_bars([s for s in sections if s.name.startswith("chat_eval")]):
+    if bars := _score_bars(evaluations):
         explained = "Share of held-out items answered right; whiskers span the 95% interval, the tall tick is guessing."
         blocks += [Heading("Scores"), Text(explained), bars]
     blocks += [Heading("Time and cost"), *_costs(sections, hourly_price), Heading("Stages")]
@@ -53,8 +79,10 @@ def _tiles(sections: list[Section], hourly_price: float | None, started: float |
     seconds = [s.seconds for s in sections if s.seconds]
     costs = [cost for s in sections if (cost := _cost(s, hourly_price))]
     ended = max((s.written for s in sections if s.written), default=0.0)
-    tiles = [(format_seconds(sum(seconds)), "time of all stages")] if seconds else []
-    tiles += [(format_seconds(ended - started), "from start to end")] if started and ended - started > 1 else []
+    if started and ended - started > 1:
+        tiles = [(format_seconds(ended - started), "from start to end")]
+    else:
+        tiles = [(format_seconds(sum(seconds)), "time of all stages")] if seconds else []
     tiles += [(_money(sum(costs)), "estimated cost")] if costs else []
     trained = next((s for s in sections if s.name == "base_train"), None)
     for label, meaning in (("parameters", "parameters"), ("tokens", "tokens of pretraining")):
@@ -72,53 +100,86 @@ def _stage_figure(sections: list[Section], stage: str, label: str) -> float | No
     return next((value for value in reversed(values) if value is not None), None)
 
 
+def _explained(sections: list[Section]) -> list[Text]:
+    """What the figures of the summary mean."""
+    texts = []
+    if any(_stage_figure(sections, stage, "val_bpb") is not None for stage in STAGES):
+        texts.append(
+            "Bits per byte: what a byte of text that it has never read still takes when the model guesses what comes "
+            "next. 8 is no idea; less is better."
+        )
+    if any(s.scores for s in sections if s.name.startswith("chat_eval")):
+        texts.append(
+            "The other figures are the share of questions answered right, none of which was trained on, and between "
+            "which two the true share lies, 95 times in 100. Chance is what guessing earns."
+        )
+    return [Text(" ".join(texts))] if texts else []
+
+
 def _summary(sections: list[Section]) -> Table | Text:
-    rows = {}
+    """A row a metric, a column for each stage that was measured."""
+    rows: dict[str, dict[str, str]] = {}  # name as shown -> cell by stage
     for label in ("val_bpb", "CORE", "ChatCORE"):
-        values = [_stage_figure(sections, stage, label) for stage in STAGES]
-        if any(value is not None for value in values):
-            rows[label] = [LABELS.get(label, label), *(NONE if v is None else _show(label, v) for v in values)]
+        values = {stage: _stage_figure(sections, stage, label) for stage in STAGES}
+        if cells := {stage: _show(label, value) for stage, value in values.items() if value is not None}:
+            rows[LABELS.get(label, label)] = cells
     core = rows.pop("ChatCORE", None)  # it sums up the tasks, so it stands below them
     evaluations = [s for s in sections if s.name.startswith("chat_eval") and s.stage]
     for name in dict.fromkeys(score["name"] for s in evaluations for score in s.scores):
         found = {s.stage: score for s in evaluations for score in s.scores if score["name"] == name}
-        totals, chance = (
-            sorted({s["total"] for s in found.values() if s["total"]}),
-            next(iter(found.values()))["chance"],
-        )
-        items = " or ".join(f"{total:,.0f}" for total in totals)  # a stage in the middle may be asked fewer
-        small = ", ".join([f"{items} items"] * bool(items) + [f"chance {chance or 0:.0%}"] * bool(chance))
-        rows[name] = [f"{name}\n{small}", *(_score_cell(found.get(stage)) for stage in STAGES)]
+        rows[f"{name}\n{_small_print(name, list(found.values()))}".strip()] = {
+            stage: _score_cell(score) for stage, score in found.items()
+        }
+    rows |= {"ChatCORE": core} if core else {}
     if not rows:
         return Text("Nothing has been evaluated yet: run scripts.base_loss, scripts.base_eval or scripts.chat_eval.")
-    return Table(["Metric", *(stage.upper() for stage in STAGES)], [*rows.values(), *([core] if core else [])])
+    stages = [stage for stage in STAGES if any(stage in cells for cells in rows.values())]
+    lines = [[name, *(cells.get(stage, NONE) for stage in stages)] for name, cells in rows.items()]
+    return Table(["Metric", *(stage.upper() for stage in stages)], lines)
 
 
-def _score_cell(score: dict | None) -> str:
-    if score is None:
-        return NONE
-    interval = f"{score['low']:.1%} to {score['high']:.1%}" if None not in (score["low"], score["high"]) else ""
-    below = ",\n".join(filter(None, [interval, _seen(score)]))
-    return f"{score['accuracy']:.1%}" + (f"\n{below}" if below else "")
+def _small_print(name: str, scores: list[dict]) -> str:
+    """What a task asks, how often (a stage in the middle may be asked less), and what guessing earns."""
+    items = " or ".join(f"{total:,.0f}" for total in sorted({s["total"] for s in scores if s["total"]}))
+    chance = scores[0]["chance"]
+    counts = ", ".join([f"{items} items"] * bool(items) + [f"chance {chance or 0:.0%}"] * bool(chance))
+    return "; ".join(filter(None, [ASKED.get(name, ""), counts]))
 
 
-def _seen(score: dict) -> str:
-    """Contamination, in a few words; nothing if it was not looked for."""
-    if score["seen"] is None:
-        return ""
-    if not score["checked"]:
-        return "too short to be found in the training text"
-    found = f"{score['seen']:,.0f} of {score['checked']:,.0f} in the training text"
-    unseen = score["unseen_accuracy"]
-    return found if not score["seen"] or unseen is None else f"{found}, {unseen:.1%} without"
+def _score_cell(score: dict) -> str:
+    known = None not in (score["low"], score["high"])
+    interval = f"\n{100 * score['low']:.1f} to {100 * score['high']:.1f}" if known else ""
+    return f"{score['accuracy']:.1%}{interval}"
+
+
+def _contamination(section: Section) -> str:
+    """Which items the training text has, in a sentence or two; nothing if it was not looked for."""
+    looked = [score for score in section.scores if score["seen"] is not None]
+    found = []
+    for score in (score for score in looked if score["checked"]):
+        without = score["unseen_accuracy"] if score["seen"] else None
+        right = "" if without is None else f", {without:.1%} right without"
+        found.append(f"{score['name']} {score['seen']:,.0f} of {score['checked']:,.0f}{right}")
+    short = any(not score["checked"] for score in looked)
+    texts = [f"In the training text: {'; '.join(found)}."] * bool(found)
+    texts += [f"{'The other questions' if found else 'The questions'} are too short to be looked for there."] * short
+    return " ".join(texts)
 
 
 def _panels(section: Section) -> list[tuple[str, list[Curve]]]:
-    """A picture for each unit that the curves of a section are measured in."""
-    panels: dict[str, list[Curve]] = {}
+    """A picture for each unit that the curves of a section are measured in; many curves stand apart from the first."""
+    units: dict[str, list[Curve]] = {}
     for curve in section.curves:
-        panels.setdefault(curve.y_label, []).append(replace(curve, name=CURVES.get(curve.name, curve.name)))
-    return [(f"{section.title}: {c[0].name if len(c) == 1 else unit}", c) for unit, c in panels.items()]
+        units.setdefault(curve.y_label, []).append(replace(curve, name=CURVES.get(curve.name, curve.name)))
+    panels = []
+    for unit, curves in units.items():
+        groups = [curves] if len(curves) <= FEW_CURVES else [curves[:1], curves[1:]]
+        for group in groups:
+            held_out = len(group) > 1 and all(curve.name.startswith("loss ") for curve in group)
+            name = group[0].name if len(group) == 1 else "held-out loss" if held_out else unit
+            group = [replace(c, name=c.name.removeprefix("loss ")) for c in group] if held_out else group
+            panels.append((f"{section.title}: {name}", group))
+    return panels
 
 
 def _kind(section: Section) -> int:
@@ -133,7 +194,6 @@ def _score_bars(sections: list[Section]) -> Bars | None:
             interval = (score["low"], score["high"]) if None not in (score["low"], score["high"]) else None
             counts = f" ({score['correct']:,.0f}/{score['total']:,.0f})" if score["correct"] and score["total"] else ""
             label, text = section.stage.upper() or section.title, f"{score['accuracy']:.1%}{counts}"
-            text = ", ".join(filter(None, [text, _seen(score)]))
             bar = Bar(label, score["accuracy"], text, _kind(section), interval, score["chance"] or None)
             groups.setdefault(score["name"], []).append(bar)
     return Bars(list(groups.items())) if groups else None
@@ -144,13 +204,14 @@ def _costs(sections: list[Section], hourly_price: float | None) -> list:
     if not timed:
         return [Text("No script has reported its time yet.")]
     total, costs = sum(s.seconds for s in timed), [_cost(s, hourly_price) for s in timed]
-    columns, rows = ("tokens", "tokens_per_second", "mfu", "peak_memory"), []
+    names = {"tokens": "Tokens", "tokens_per_second": "Tokens/s", "mfu": "MFU", "peak_memory": "Peak memory"}
+    columns, rows = [name for name in names if any(name in section.metrics for section in timed)], []
     for section, cost in zip(timed, costs):
         figures = [_show(c, section.metrics[c]) if c in section.metrics else NONE for c in columns]
         rows.append([section.title, format_seconds(section.seconds), *figures, NONE if cost is None else _money(cost)])
     known = [cost for cost in costs if cost is not None]
     rows.append(["Total", format_seconds(total), *[""] * len(columns), _money(sum(known)) if known else NONE])
-    header = ["Stage", "Time", "Tokens", "Tokens/s", "MFU", "Peak memory", "Cost"]
+    header = ["Stage", "Time", *(names[column] for column in columns), "Cost"]
     blocks = [Table(header, rows, total=True)]
     prices = dict.fromkeys(price[1] for s in timed if (price := price_an_hour(s.machine)))
     basis = "; ".join(prices) if hourly_price is None else f"{_money(hourly_price)} an hour"
@@ -182,7 +243,7 @@ def _cost(section: Section, hourly_price: float | None) -> float | None:
 def _details(section: Section, samples: bool) -> list:
     blocks = [Text(note) for note in section.notes]
     if section.metrics:
-        rows = [[LABELS.get(label, label.replace("_", " ")), _show(label, v)] for label, v in section.metrics.items()]
+        rows = [[_label(label), _show(label, v)] for label, v in section.metrics.items()]
         blocks.append(Table(["", ""], rows))
     if not section.name.startswith("chat_eval") and (bars := _score_bars([section])):
         blocks.append(Fold(f"{len(bars.groups)} scores", [bars]))
@@ -205,6 +266,11 @@ def _comparison(comparison: dict) -> list:
         for what, row in rows
     ]
     return [Table([name, *columns], [[what, *map(shown, row)] for what, row in rows]), Fold("As bars", [Bars(bars)])]
+
+
+def _label(metric: str) -> str:
+    held_out = f"held-out loss, {metric[5:]}" if metric.startswith("loss ") else metric.replace("_", " ")
+    return LABELS.get(metric, held_out)
 
 
 def _show(label: str, value: float | int | str) -> str:

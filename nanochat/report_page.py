@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 STYLE = Path(__file__).parent / "ui" / "report.css"
-LINE_COLORS = 4  # --line0 to --line3 in the style sheet
+LINE_COLORS = 8  # --line0 to --line7 in the style sheet
+NOISY = 100  # a curve of more points is drawn with its moving mean
+WIDE = 30  # curves whose values differ by this factor are drawn on a logarithmic scale
 TOOL_CALL = re.compile(
     r"<\|python_start\|>(.*?)<\|python_end\|>(?:\s*<\|output_start\|>(.*?)<\|output_end\|>)?", re.DOTALL
 )
@@ -91,6 +93,13 @@ class Samples:
 
 
 @dataclass(frozen=True)
+class Commands:
+    """What a reader may do next: (what for, command or file)."""
+
+    commands: list[tuple[str, str]]
+
+
+@dataclass(frozen=True)
 class Fold:
     """Blocks that are shown when a reader asks for them."""
 
@@ -152,6 +161,8 @@ def _markdown(block) -> str:
             return fenced("\n".join(_text_curve(title, c, len(curves)) for title, curves in panels for c in curves))
         case Samples(samples):
             return "\n\n".join(fenced(f"> {s.prompt}\n{tool_text(s.answer)}{verdict(s)}") for s in samples)
+        case Commands(commands):
+            return "\n".join(f"- {plain(what)}: `{command}`" for what, command in commands)
         case Fold(title, blocks):
             inner = "\n\n".join(map(_markdown, blocks))
             return f"<details><summary>{html.escape(title)}</summary>\n\n{inner}\n\n</details>"
@@ -216,6 +227,9 @@ def _html(block) -> str:
             return f'<div class="panels">{inner}</div>'
         case Samples(samples):
             return f'<div class="chats">{"".join(map(_html_sample, samples))}</div>'
+        case Commands(commands):
+            inner = "".join(f"<div><dt>{text(what)}</dt><dd><code>{text(c)}</code></dd></div>" for what, c in commands)
+            return f'<dl class="commands">{inner}</dl>'
         case Fold(title, blocks):
             inner = "\n".join(map(_html, blocks))
             return f"<details><summary>{text(title)}</summary>\n{inner}\n</details>"
@@ -238,7 +252,7 @@ def _html_table(header: list[str], rows: list[list[str]], total: bool) -> str:
 def _html_panel(name: str, title: str, curves: list[Curve]) -> str:
     """A picture with its legend, which gives each curve's last value."""
     legend = "".join(
-        f'<span class="line{i % LINE_COLORS}">{html.escape(curve.name)} <b>{curve.y[-1]:.4g}</b></span>'
+        f'<span class="line{i % LINE_COLORS}">{html.escape(curve.name)} <b>{smooth(curve.y)[-1]:.4g}</b></span>'
         for i, curve in enumerate(curves)
     )
     caption = f"<figcaption>{html.escape(title)}</figcaption>"
@@ -283,6 +297,13 @@ def _html_sample(sample: Sample) -> str:
 # Pictures
 
 
+def smooth(values: list[float]) -> list[float]:
+    """The moving mean of a noisy curve, a twentieth of it wide; a short one as it is."""
+    half = len(values) // 40 if len(values) > NOISY else 0
+    windows = [values[max(0, i - half) : i + half + 1] for i in range(len(values))]
+    return [sum(window) / len(window) for window in windows]
+
+
 def draw(name: str, curves: list[Curve]) -> str:
     """Curves on one pair of axes as inline SVG, in the colours of the page, whose text is text."""
     from matplotlib import rc_context  # slow to import, and only needed here
@@ -304,8 +325,15 @@ def draw(name: str, curves: list[Curve]) -> str:
         FigureCanvasSVG(figure)
         axes = figure.add_subplot()
         for i, curve in enumerate(curves):
-            marker = "o" if len(curve.x) < 3 else None
-            axes.plot(curve.x, curve.y, color=lines[i % LINE_COLORS], linewidth=1.8, marker=marker, markersize=4)
+            marker, color = "o" if len(curve.x) < 3 else None, lines[i % LINE_COLORS]
+            if len(curve.y) > NOISY:
+                axes.plot(curve.x, curve.y, color=color, linewidth=0.8, alpha=0.35)
+            axes.plot(curve.x, smooth(curve.y), color=color, linewidth=1.8, marker=marker, markersize=4)
+        values = [value for curve in curves for value in curve.y]
+        if len(curves) > 1 and min(values) > 0 and max(values) > WIDE * min(values):
+            axes.set_yscale("log")
+            axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
+            axes.yaxis.set_minor_formatter(lambda value, _: "")
         axes.set_xlabel(curves[0].x_label)
         axes.set_ylabel(curves[0].y_label)
         axes.grid(color=grid, linewidth=0.6)

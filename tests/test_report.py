@@ -155,16 +155,19 @@ def test_sections_come_in_the_order_of_the_pipeline():
 def test_summary_table():
     write_example()
     markdown, page = pages()
-    low, high = (f"{value:.1%}" for value in (Score("", 58, 100, 0).low, Score("", 58, 100, 0).high))
+    low, high = (f"{100 * value:.1f}" for value in (Score("", 58, 100, 0).low, Score("", 58, 100, 0).high))
+    topic = "| Topic (which of four topics a text is about; 100 items, chance 25%)"
     for line in (
-        "| Metric | BASE | MID | SFT | RL |",
-        "| validation, bits per byte | 1.4953 | – | – | – |",  # the evaluation's, not the trainer's
-        "| CORE | 0.0412 | – | – | – |",
-        f"| Topic (100 items, chance 25%) | – | – | 58.0% ({low} to {high}) | – |",
-        "| ChatCORE | – | – | 0.6200 | – |",
+        "| Metric | BASE | MID | SFT |",  # nothing is known of RL
+        "| validation, bits per byte | 1.4953 | – | – |",  # the evaluation's, not the trainer's
+        "| CORE | 0.0412 | – | – |",
+        f"{topic} | – | – | 58.0% ({low} to {high}) |",
+        "| ChatCORE | – | – | 0.6200 |",
+        "8 is no idea; less is better. The other figures are the share",
+        "- talk to it in the browser: `python -m scripts.chat_web`",
     ):
         assert line in markdown, line
-    assert markdown.index("| Spelling (100 items) | – | 50.0%") < markdown.index("| ChatCORE")
+    assert markdown.index("100 items) | – | 50.0%") < markdown.index("| ChatCORE")
     assert "HellaSwag (" not in markdown and "HellaSwag" in markdown  # a task of CORE is a detail
     words = " ".join(check_page(page).data)
     for text in ("Pretraining", "11,500,000", "41.2%", "3.00 GiB", "5,000", "A note.", "2.00 M", "Test CPU", "abc1234"):
@@ -174,7 +177,21 @@ def test_summary_table():
 def test_a_stage_that_was_asked_fewer_items_says_so():
     for stage, total in (("mid", 100), ("sft", 200)):
         report.write_section(f"chat_eval_{stage}", {"scores": [Score("Topic", total // 2, total, 0.25).summary()]})
-    assert "| Topic (100 or 200 items, chance 25%) |" in pages()[0]
+    assert "; 100 or 200 items, chance 25%) |" in pages()[0]
+
+
+def test_what_the_training_text_has_is_said_once():
+    """In a sentence: in each cell and beside each bar it made the table wider than the page."""
+    seen, short = [True] + [False] * 9, [False] * 10
+    scores = [
+        Score("Topic", 8, 10, 0.25, verdicts=[True] * 8 + [False] * 2, seen=seen, checked=10).summary(),
+        Score("Spelling", 5, 10, 0.0, verdicts=[True] * 5 + [False] * 5, seen=short, checked=0).summary(),
+    ]
+    for stage in ("mid", "sft"):
+        report.write_section(f"chat_eval_{stage}", {"scores": scores})
+    markdown, _ = pages()
+    expected = "In the training text: Topic 1 of 10, 77.8% right without. The other questions are too short"
+    assert markdown.count("raining text") == 1 and expected in markdown
 
 
 def test_times_and_costs():
@@ -240,6 +257,22 @@ def test_pictures_show_the_curves():
     curve = report_page.Curve("a", "x", "y", [1.0], [2.0])
     assert report_page.draw("one", [curve]) == report_page.draw("one", [curve])
     assert report_page.sparkline([3, 2, 1]) == "█▅▁" or report_page.sparkline([3, 2, 1]) == "█▄▁"
+
+
+def test_many_curves_can_be_told_apart():
+    """The training loss apart from the tasks' losses, each of these in a colour of its own; noise has a mean in it."""
+    noisy = {"name": "training loss", "x": list(range(200)), "y": [1.0 + i % 2 for i in range(200)]}
+    losses = [{"name": f"loss Task{i}", "x": [1, 2, 3], "y": [1, 0.5, 10.0**-i]} for i in range(7)]
+    curves = [curve | {"x_label": "step", "y_label": "nats a token"} for curve in (noisy, *losses)]
+    report.write_section("mid_train", {"title": "Midtraining", "curves": curves})
+    markdown, page = pages()
+    titles = re.findall("<figcaption>(.*?)</figcaption>", page)
+    assert titles == ["Midtraining: training loss", "Midtraining: held-out loss"]
+    first, second = page.split("<figure>")[1:3]
+    assert len(set(re.findall(r"stroke: var\(--line\d\)", second))) == 7
+    assert ">0.001</text>" in second  # the scale is logarithmic
+    assert float(re.search("training loss <b>(.*?)</b>", first)[1]) == pytest.approx(1.5, abs=0.1)
+    assert "Midtraining: held-out loss, Task6: █" in markdown
 
 
 def hostile_section():
