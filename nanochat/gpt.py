@@ -15,12 +15,11 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from nanochat import fp8
+from nanochat import attention, fp8
 from nanochat.fused import softcap_cross_entropy_
 
 SOFTCAP = 15.0
 ROPE_BASE = 10_000.0
-MOST_SCORES = 512  # tokens of context up to which a CPU keeps all T x T scores of a head
 GATE_CHANNELS = 12  # the gates read this many channels of the residual stream
 
 
@@ -123,27 +122,6 @@ def columns(x: torch.Tensor, at: torch.Tensor) -> torch.Tensor:
     return x[torch.arange(len(x), device=x.device), at][:, None]
 
 
-def windowed_attention(q, k, v, window: int, scale: float):
-    """Attention to the last `window` tokens, whose cost grows with them and not with the context. q (B, H, T, D); k, v
-    (B, n_kv_head, T, D). Fast only inside of torch.compile on a GPU. FlexAttention: Dong et al., 2024."""
-    from torch.nn.attention.flex_attention import create_block_mask, flex_attention  # takes seconds to import
-
-    def seen(b, h, t, s):
-        return (s <= t) & (s > t - window)
-
-    mask = create_block_mask(seen, None, None, q.size(2), k.size(2), device=q.device)
-    return flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=q.size(1) != k.size(1))
-
-
-def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """Causal attention that keeps all scores: q, k, v (B, H, T, D) -> (B, H, T, D). In bf16 a CPU takes half the time
-    for it that torch's own takes, which does not use the instructions for bf16; in fp32 it is the other way round."""
-    T = q.size(2)
-    future = torch.full((T, T), -torch.inf, dtype=q.dtype, device=q.device).triu(1)
-    scores = torch.baddbmm(future, q.flatten(0, 1), k.flatten(0, 1).mT, alpha=scale)
-    return (scores.softmax(-1) @ v.flatten(0, 1)).view(q.shape)
-
-
 class Linear(nn.Linear):
     """No bias. The weight is stored in fp32 for the optimizer and multiplied in the type of its input, or, of a block
     in training, in 8 bits if `fp8` is set."""
@@ -186,7 +164,7 @@ class Attention(nn.Module):
         has_value_embedding = config.value_embeddings and layer % 2 == (config.n_layer - 1) % 2
         self.value_gate = Linear(GATE_CHANNELS, config.n_kv_head) if has_value_embedding else None
 
-    def forward(self, x, value_embedding, rotary, cache, positions, at=None):
+    def forward(self, x, value_embedding, rotary, cache, positions, at=None, blocks=None):
         B, T, C = x.shape
         heads = multiply(x, self.qkv.flatten(0, 1), self.fp8 and self.training).view(B, T, -1, self.head_dim)
         qk, v = heads.split((self.n_head + self.n_kv_head, self.n_kv_head), dim=2)
@@ -198,28 +176,8 @@ class Attention(nn.Module):
             k, v = cache.update(self.layer, k, v)
         if at is not None:
             q, positions = columns(q, at), columns(positions.expand(B, T), at)
-        y = self.attend(q, k, v, positions, cached=cache is not None)
+        y = attention.attend(q, k, v, positions, self.scale, self.window, blocks)
         return self.proj(y.transpose(1, 2).reshape(B, -1, C))
-
-    def attend(self, q, k, v, positions, cached: bool):
-        """q (B, T, H, D), where `positions` (B or 1, T) says; k, v (B, S, n_kv_head, D) from position 0 on -> what each
-        query reads, (B, H, T, D), by the fastest way to it. Not `cached`: every row starts at 0."""
-        T, S, on = q.size(1), k.size(1), q.device.type
-        narrow, grouped = self.window is not None and S > self.window, self.n_head != self.n_kv_head
-        flexible = narrow and not cached and on == "cuda" and torch.compiler.is_compiling()
-        mask = None
-        # Where every row starts here, plain causal attention is the same and faster.
-        if S > T or (narrow and not flexible):
-            ahead = torch.arange(S, device=q.device) - positions[:, None, :, None]
-            mask = (ahead <= 0) & (ahead > -self.window) if narrow else ahead <= 0
-        q, k, v = (heads.transpose(1, 2) for heads in (q, k, v))
-        if flexible:
-            return windowed_attention(q, k, v, self.window, self.scale)
-        if mask is None and not grouped and T <= MOST_SCORES and on == "cpu" and q.dtype == torch.bfloat16:
-            return plain_attention(q, k, v, self.scale)
-        return F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale, enable_gqa=grouped
-        )
 
 
 class MLP(nn.Module):
@@ -238,9 +196,9 @@ class Block(nn.Module):
         self.attention = Attention(config, layer)
         self.mlp = MLP(config)
 
-    def forward(self, x, value_embedding, rotary, cache, positions, at=None):
+    def forward(self, x, value_embedding, rotary, cache, positions, at=None, blocks=None):
         """(B, T, C), or only the columns `at` (B,) of it, (B, 1, C), with keys and values of all."""
-        y = self.attention(norm(x), value_embedding, rotary, cache, positions, at)
+        y = self.attention(norm(x), value_embedding, rotary, cache, positions, at, blocks)
         x = (x if at is None else columns(x, at)) + y
         return x + self.mlp(norm(x))
 
@@ -330,12 +288,15 @@ class GPT(nn.Module):
         gate = self.smear_scale.to(x.dtype) * sigmoid(self.smear_gate(x[..., : 2 * GATE_CHANNELS]))
         x = x0 = x + gate * previous
 
+        window, blocks = self.config.window, None
+        if window and T > window and cache is None and attention.by_blocks(idx.device):
+            blocks = attention.window_blocks(T, window, idx.device)
         for layer, block in enumerate(self.blocks):
             table = self.value_embeddings[str(layer)] if str(layer) in self.value_embeddings else None
             value_embedding = table(idx).to(x.dtype) if table is not None else None
             x = self.residual_scale[layer].to(x.dtype) * x + self.x0_scale[layer].to(x.dtype) * x0
             only = at if T > 1 and layer == len(self.blocks) - 1 else None  # nobody reads the others' last layer
-            x = block(x, value_embedding, rotary, cache, positions, only)
+            x = block(x, value_embedding, rotary, cache, positions, only, blocks)
         if cache is not None:
             cache.advance(idx, T if at is None else at + 1)
         return x

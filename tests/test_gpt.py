@@ -9,6 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from nanochat import attention
+from nanochat.attention import plain_attention, window_blocks, windowed_attention
 from nanochat.cpu_forward import CpuForward
 from nanochat.gpt import (
     GPT,
@@ -17,13 +19,11 @@ from nanochat.gpt import (
     GPTConfig,
     linear_cross_entropy,
     norm,
-    plain_attention,
     relu_squared,
     rotary_angles,
     rotate,
     softcap,
     token_losses,
-    windowed_attention,
 )
 
 
@@ -79,8 +79,8 @@ def test_rotation_is_multiplication_by_a_complex_number():
 @pytest.mark.parametrize("n_kv_head", [1, 2, 4])
 def test_attention_is_a_plain_softmax_loop(n_kv_head, window):
     config = GPTConfig(50, 16, n_layer=2, n_head=4, n_kv_head=n_kv_head, n_embd=32, window=window)
-    attention = Attention(config, layer=0)
-    for weight in (attention.qkv, attention.proj.weight):
+    layer = Attention(config, layer=0)
+    for weight in (layer.qkv, layer.proj.weight):
         torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(0))
     x = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(1))
     positions = torch.arange(6)[None]
@@ -89,15 +89,15 @@ def test_attention_is_a_plain_softmax_loop(n_kv_head, window):
     for b in range(2):
         for h in range(4):
             group = h * n_kv_head // 4
-            q = norm(rotate((x[b] @ attention.qkv[h].T)[None, :, None], cos, sin))[0, :, 0]
-            k = norm(rotate((x[b] @ attention.qkv[4 + group].T)[None, :, None], cos, sin))[0, :, 0]
-            v = x[b] @ attention.qkv[4 + n_kv_head + group].T
+            q = norm(rotate((x[b] @ layer.qkv[h].T)[None, :, None], cos, sin))[0, :, 0]
+            k = norm(rotate((x[b] @ layer.qkv[4 + group].T)[None, :, None], cos, sin))[0, :, 0]
+            v = x[b] @ layer.qkv[4 + n_kv_head + group].T
             for t in range(6):
                 first = max(0, t + 1 - window) if window else 0
                 scores = torch.stack([q[t] @ k[s] for s in range(first, t + 1)]) * 1.44 / math.sqrt(8)
                 expected[b, t, 8 * h : 8 * h + 8] = (scores.softmax(0)[:, None] * v[first : t + 1]).sum(0)
-    actual = attention(x, None, (cos, sin), None, positions)
-    torch.testing.assert_close(actual, attention.proj(expected), rtol=1e-4, atol=1e-5)
+    actual = layer(x, None, (cos, sin), None, positions)
+    torch.testing.assert_close(actual, layer.proj(expected), rtol=1e-4, atol=1e-5)
 
 
 def test_cross_entropy_and_its_gradient_are_those_of_the_plain_formula():
@@ -190,8 +190,31 @@ def test_attention_by_blocks_is_that_of_a_mask(window, n_kv_head):
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3, enable_gqa=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is slow so, which is what torch says
-        actual = windowed_attention(q, k, v, window, 0.3)
+        actual = windowed_attention(q, k, v, 0.3, window_blocks(160, window, q.device))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch, to itself
+@torch.no_grad()
+def test_blocks_of_a_window_are_made_once_for_all_layers(tiny_config, monkeypatch):
+    """In one graph without a break, as on a GPU; another mode between does not compile it again."""
+    model = GPT(replace(tiny_config, n_layer=6, sequence_len=300, window=130))
+    model.init_weights(torch.Generator().manual_seed(0))
+    for parameter in model.parameters():
+        parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.05)
+    idx, graphs = tokens(model.config, 1, 300), []
+    expected = model(idx)
+    monkeypatch.setattr(attention, "by_blocks", lambda device: torch.compiler.is_compiling())
+    torch._dynamo.reset()
+    compiled = torch.compile(model, backend=lambda graph, _: graphs.append(graph) or graph, fullgraph=True)
+    for _ in range(2):
+        torch.testing.assert_close(compiled(idx), expected, rtol=1e-3, atol=1e-4)
+        model.eval()
+        model(idx[:, :50])
+        model.train()
+    (graph,) = graphs
+    masks = [node.args[4][:-1] for node in graph.graph.nodes if node.op == "call_function" and "flex" in node.name]
+    assert len(masks) == 4 and all(mask == masks[0] for mask in masks)
 
 
 def test_flops_of_a_window_are_those_of_the_pairs_it_sees():
