@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from dev.experiment import Data, T, train
 from nanochat import gpt, optim
 from nanochat.adamw import AdamW
-from nanochat.common import describe_machine, read_json, write_json
+from nanochat.common import describe_machine
 from nanochat.configurator import parse
+from nanochat.files import read_json, write_json
 
 HERE = Path(__file__).parent
 

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nanochat import core_eval
-from nanochat.common import write_bytes
 from nanochat.dataset import wiki_articles
+from nanochat.files import write_bytes
 from nanochat.repackage import ROWS, repackage
 from nanochat.sources import PUBLISHED
 from tasks.registry import published_files

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 
 from dev.experiment import ROWS, Data, T, train
-from nanochat.common import Dist, Progress, describe_machine, read_json, write_json
+from nanochat.common import Dist, Progress, describe_machine
 from nanochat.configurator import parse
+from nanochat.files import read_json, write_json
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import build_optimizers
 from nanochat.trainer import Batch, next_token_loss, train_step

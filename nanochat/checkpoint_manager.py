@@ -19,10 +19,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from nanochat import sealed
-from nanochat.common import STAGES, Dist, base_dir, write_json
+from nanochat.common import STAGES, Dist, base_dir
+from nanochat.files import hidden, publish, recover, remove, write_json
 from nanochat.gpt import GPT, GPTConfig
-from nanochat.sealed import check_keys, hidden, read_manifest, read_object, regular_size, remove, tidy, verify
+from nanochat.sealed import check_keys, read_manifest, read_object, regular_size, seal, verify
 from nanochat.tokenizer import Tokenizer
 from nanochat.trainer import State
 
@@ -194,6 +194,12 @@ class Saver:
                 print(self.pending.exception(), file=sys.stderr)
 
 
+def tidy(folder: Path) -> None:
+    """Finish what crashes interrupted in the folder of a run."""
+    for path in [*folder.glob(".*.old"), *folder.glob(".*.tmp")]:
+        recover(path.with_name(path.name[1:-4]))
+
+
 def prune(folder: Path, keep_last: int) -> None:
     """Delete all but the newest `keep_last` step folders."""
     if keep_last < 1:
@@ -227,8 +233,8 @@ def _write(path, weights, moments, about, state, tokenizer, keep_last) -> None:
             _check_header(file)
         # The time says which checkpoint is the newest, so it must grow even if the clock was set back.
         before = max((_saved_at(other) for other in steps(path.parent)), default=0.0)
-        sealed.seal(temporary, max(time.time(), math.nextafter(before, math.inf)))
-        sealed.publish(temporary, path)
+        seal(temporary, max(time.time(), math.nextafter(before, math.inf)))
+        publish(temporary, path)
         if keep_last is not None:
             prune(path.parent, keep_last)
     except (OSError, SafetensorError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""What every module shares: where files live, which device and ranks there are, progress and metrics.
+"""What every module shares: where artifacts live, which device and ranks there are, progress and metrics.
 
 In: the environment of the process (paths, torchrun's ranks). Out: Path, Dist, Progress, MetricsLog.
 Nothing here knows about models or tokens.
@@ -18,6 +18,8 @@ from pathlib import Path
 
 import torch
 import torch.distributed as dist
+
+from nanochat.files import write_bytes
 
 STAGES = ("base", "mid", "sft", "rl")
 
@@ -51,42 +53,6 @@ def base_dir() -> Path:
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Files
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Replace a file whole: a crash leaves the old content or the new, never half."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(temporary, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)  # a full disk leaves no litter
-
-
-def write_json(path: Path, value) -> None:
-    """Replace a JSON file whole (see `write_bytes`)."""
-    write_bytes(path, (json.dumps(value, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
-
-
-def read_json(path: Path, max_bytes: int = 64 * 2**20):
-    """The value in a JSON file. OSError if it cannot be read, ValueError naming the file if it is not JSON.
-
-    Objects take up to twenty times the room of their JSON, so a file of more than `max_bytes` is refused unread.
-    """
-    if (size := path.stat().st_size) > max_bytes:
-        raise ValueError(f"{path} is damaged: it has {size:,} bytes, and no such file has more than {max_bytes:,}.")
-    try:
-        return json.loads(path.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a valid JSON file ({error}).") from error
-
-
-# ---------------------------------------------------------------------------------------------------------------------
 # Devices and ranks
 
 
@@ -109,12 +75,6 @@ class Dist:
             dist.all_reduce(
                 tensor, op={"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}[op]
             )
-        return tensor
-
-    def broadcast(self, tensor: torch.Tensor, source: int = 0) -> torch.Tensor:
-        """Overwrite the tensor on all ranks with the one of `source`. Returns the tensor."""
-        if self.world_size > 1:
-            dist.broadcast(tensor, src=source)
         return tensor
 
     def reduce_scatter(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,6 @@ B rows, T tokens, S stored positions, V vocabulary.
 """
 
 import csv
-import json
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -20,6 +19,7 @@ import numpy as np
 import torch
 
 from nanochat.common import Dist, Progress
+from nanochat.files import read_jsonl
 from nanochat.score import Score
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"  # all files below, and eval_meta_data.csv
@@ -169,11 +169,6 @@ def find_file(folder: Path, name: str) -> Path | None:
     stem = name.removesuffix(".jsonl")
     candidates = sorted(folder.rglob(name)) or sorted(folder.rglob(f"{stem}_[0-9]*.jsonl"))
     return candidates[0] if candidates else None
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    with open(path, encoding="utf-8") as file:
-        return [json.loads(line) for line in file if line.strip()]
 
 
 def read_baselines(folder: Path) -> dict[str, float]:

@@ -4,9 +4,7 @@ In: the name of a dataset. Out: paths of shards, also of those that a download h
 makes a dataset is dataset.py and fetch.py.
 """
 
-import os
 import re
-import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +12,8 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from nanochat.common import base_dir, read_json
+from nanochat.common import base_dir
+from nanochat.files import hidden, read_json
 from nanochat.sources import PUBLISHED
 
 GRACE = 10.0  # seconds without a process that fetches a missing shard, until a reader gives up
@@ -95,7 +94,7 @@ def exclusive(name: str, wait: bool = False) -> Iterator[None]:
     SystemExit."""
     import fcntl  # not on Windows
 
-    path = data_dir(name).with_name(f".{name}.lock")
+    path = hidden(data_dir(name), "lock")
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:
         for _ in range(20):  # `busy` of another process holds the lock for an instant
@@ -117,7 +116,7 @@ def busy(name: str) -> bool:
     """Whether a process is making this dataset now."""
     import fcntl
 
-    path = data_dir(name).with_name(f".{name}.lock")
+    path = hidden(data_dir(name), "lock")
     if not path.exists():
         return False
     with open(path) as lock:
@@ -126,13 +125,3 @@ def busy(name: str) -> bool:
             return False
         except BlockingIOError:
             return True
-
-
-def replace(new: Path, folder: Path) -> None:
-    """Put a whole dataset in the place of the old one."""
-    old = folder.with_name(f".{folder.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if folder.exists():
-        os.rename(folder, old)
-    os.rename(new, folder)
-    shutil.rmtree(old, ignore_errors=True)

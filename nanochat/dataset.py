@@ -9,7 +9,6 @@ import hashlib
 import importlib.metadata
 import itertools
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterable
@@ -20,7 +19,7 @@ import tyro
 from rich.console import Console
 from rich.table import Table
 
-from nanochat.common import base_dir, write_json
+from nanochat.common import base_dir
 from nanochat.configurator import parse
 from nanochat.corpus import held_out_score, write_corpus
 from nanochat.datafolder import (  # noqa: F401  who only reads needs to know one module
@@ -28,12 +27,12 @@ from nanochat.datafolder import (  # noqa: F401  who only reads needs to know on
     documents,
     exclusive,
     read_manifest,
-    replace,
     require,
     shards,
     wait_for,
 )
 from nanochat.fetch import fetch_conversations, fetch_in_background, fetch_published, rebuild_published
+from nanochat.files import hidden, publish, recover, write_json
 from nanochat.sources import PUBLISHED, SOURCES
 from nanochat.textfiles import READABLE, Intake
 
@@ -75,11 +74,9 @@ def prepare(name: str, texts: Iterable[tuple[str, str]], source: str, fingerprin
     The old dataset of that name stays until the new one is whole. SystemExit if there is too little to split.
     """
     folder = data_dir(name)
-    new, old = folder.with_name(f".{name}.new"), folder.with_name(f".{name}.old")
+    new = hidden(folder, "tmp")
     with exclusive(name):
-        if old.exists() and not folder.exists():  # the process was killed between the two renames of `replace`
-            os.rename(old, folder)
-        shutil.rmtree(new, ignore_errors=True)
+        recover(folder)
         counts = write_corpus(new, texts, fraction)
         if not (counts["train"]["documents"] and counts["val"]["documents"]):
             shutil.rmtree(new)
@@ -90,7 +87,7 @@ def prepare(name: str, texts: Iterable[tuple[str, str]], source: str, fingerprin
         head = {"name": name, "source": source, "fingerprint": fingerprint, "fraction": fraction}
         manifest = head | counts
         write_json(new / "manifest.json", manifest)
-        replace(new, folder)
+        publish(new, folder)
     return manifest
 
 

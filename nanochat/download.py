@@ -6,7 +6,6 @@ A file under its final name is always whole; what is on its way lies beside it a
 
 import errno
 import gzip
-import hashlib
 import os
 import random
 import re
@@ -22,7 +21,8 @@ from time import monotonic, time
 
 import httpx
 
-from nanochat.common import Progress, write_bytes
+from nanochat.common import Progress
+from nanochat.files import sha256_of, write_bytes
 
 CHUNK = 1 << 20
 DISK_FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -155,13 +155,8 @@ def _verify(part: Path, suffix: str, size: int | None, sha256: str | None, check
     try:
         if size is not None and _size(part) != size:
             raise ValueError(f"{_size(part):,} bytes came where {size:,} were expected")
-        if sha256 is not None:
-            with open(part, "rb") as file:
-                digest = hashlib.sha256()
-                while chunk := file.read(CHUNK):
-                    digest.update(chunk)
-            if digest.hexdigest() != sha256:
-                raise ValueError(f"the sha256 of what came is {digest.hexdigest()}, not {sha256}")
+        if sha256 is not None and (found := sha256_of(part)) != sha256:
+            raise ValueError(f"the sha256 of what came is {found}, not {sha256}")
         check_archive(part, suffix)
         if check is not None:
             check(part)

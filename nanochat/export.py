@@ -12,9 +12,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from nanochat import gpt, report, sealed
+from nanochat import gpt, report
 from nanochat.checkpoint_manager import Checkpoint
-from nanochat.common import write_bytes, write_json
+from nanochat.files import hidden, write_bytes, write_json
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 SOURCES = Path(__file__).parent / "exported"  # files that are copied, and run without this program
@@ -80,7 +80,7 @@ def export(checkpoint: Checkpoint, to: str, folder: Path) -> Path:
     if folder.exists():
         raise SystemExit(f"{folder} exists already. Give another --out, or delete it.")
     folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = sealed.hidden(folder, "tmp")
+    temporary = hidden(folder, "tmp")
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir()
     try:

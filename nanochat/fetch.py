@@ -14,10 +14,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from nanochat.common import Progress, base_dir, write_json
+from nanochat.common import Progress, base_dir
 from nanochat.corpus import SHARD_CHARACTERS
-from nanochat.datafolder import data_dir, exclusive, read_manifest, replace
+from nanochat.datafolder import data_dir, exclusive, read_manifest
 from nanochat.download import download_all
+from nanochat.files import hidden, publish, recover, write_json
 from nanochat.repackage import repackage
 from nanochat.sources import PUBLISHED, SOURCES, mirrored, upstream_files
 
@@ -114,8 +115,8 @@ def rebuild_published(name: str, path: Path | None = None, workers: int = 8, mir
     if not files:
         raise SystemExit(f"There are no .parquet files under {path}.")
     with exclusive(name):
-        new = folder.with_name(f".{name}.new")
-        shutil.rmtree(new, ignore_errors=True)
+        new = hidden(folder, "tmp")
+        recover(folder)
         texts, total = upstream_texts(files, source.column), column_bytes(files, source.column)
         paths = repackage(texts, new / "train", total, SHARD_CHARACTERS)
         if len(paths) < 2:
@@ -125,7 +126,7 @@ def rebuild_published(name: str, path: Path | None = None, workers: int = 8, mir
         manifest = {"name": name, "source": f"{source.upstream}, shuffled", "fingerprint": source.upstream}
         manifest |= {"train": {"shards": [p.name for p in paths[:-1]]}, "val": {"shards": [paths[-1].name]}}
         _count_documents(new, manifest)
-        replace(new, folder)
+        publish(new, folder)
     return manifest
 
 

@@ -13,8 +13,9 @@ from typing import Annotated, Literal
 
 import tyro
 
-from nanochat.common import base_dir, git_commit, read_json, write_bytes
+from nanochat.common import base_dir, git_commit
 from nanochat.configurator import parse
+from nanochat.files import read_json, write_bytes
 from nanochat.report_card import code_size, compose
 from nanochat.report_page import Text, to_html, to_markdown
 from nanochat.report_section import Section

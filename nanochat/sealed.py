@@ -1,6 +1,6 @@
 """Sealed folders: a manifest holds the size and sha256 of every file, and of itself, so that no wrong byte goes unseen.
 
-In: a folder of finished files. Out: the same folder under its final name after one rename, or a ValueError that names
+In: a folder of finished files. Out: the same with its manifest, ready to be published; later, a ValueError that names
 the first file with a wrong byte. Checkpoints are sealed folders; nothing here knows what is in them.
 """
 
@@ -8,33 +8,18 @@ import hashlib
 import json
 import math
 import os
-import shutil
 import stat
 from pathlib import Path
 
-from nanochat.common import Progress, read_json, write_bytes
+from nanochat.common import Progress
+from nanochat.files import flush_folder, read_json, sha256_of, write_bytes
 
 FORMAT = 1
 MANIFEST = "manifest.json"
 MAX_JSON_BYTES = 2**20  # of a manifest and what stands beside it
 
 # ---------------------------------------------------------------------------------------------------------------------
-# Writing: files into hidden(path, "tmp"), then seal, then publish
-
-
-def hidden(path: Path, kind: str) -> Path:
-    """The name beside `path` that it has while it is half written ("tmp") or about to be replaced ("old")."""
-    return path.with_name(f".{path.name}.{kind}")
-
-
-def tidy(folder: Path) -> None:
-    """Finish what a crash interrupted: put back what was about to be replaced, delete what is half written."""
-    for path in [*folder.glob(".*.old"), *folder.glob(".*.tmp")]:
-        final = path.with_name(path.name[1:-4])
-        if path.name.endswith(".old") and not final.exists():
-            os.rename(path, final)
-        elif path.is_dir():
-            shutil.rmtree(path)
+# Writing: files into a hidden folder (files.py), then seal, then publish
 
 
 def seal(folder: Path, saved_at: float) -> None:
@@ -44,34 +29,9 @@ def seal(folder: Path, saved_at: float) -> None:
         path.chmod(0o644)  # safetensors makes its files readable by their owner only
         with open(path, "rb+") as file:
             os.fsync(file.fileno())
-        files[path.name] = {"size": path.stat().st_size, "sha256": _sha256(path)}
+        files[path.name] = {"size": path.stat().st_size, "sha256": sha256_of(path)}
     write_bytes(folder / MANIFEST, _manifest_bytes(saved_at, files))
-    _flush_folder(folder)
-
-
-def publish(temporary: Path, path: Path) -> None:
-    """Give a sealed folder its final name, in place of a folder that has it already."""
-    old = hidden(path, "old")
-    if path.exists():
-        os.rename(path, old)
-    os.rename(temporary, path)
-    _flush_folder(path.parent)
-    if old.exists():
-        shutil.rmtree(old)
-
-
-def remove(path: Path) -> None:
-    """Delete a folder; a crash meanwhile leaves no half of it under its name."""
-    os.rename(path, hidden(path, "tmp"))
-    shutil.rmtree(hidden(path, "tmp"))
-
-
-def _flush_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    flush_folder(folder)
 
 
 def _manifest_bytes(saved_at: float, files: dict) -> bytes:
@@ -99,7 +59,7 @@ def verify(folder: Path, names: tuple[str, ...] | None = None) -> None:
     progress = Progress("verify", total / 1e6, "MB") if total > 2**31 else None  # what takes longer than about 2 s
     for name, entry in chosen.items():
         try:
-            same = _sha256(folder / name) == entry["sha256"]
+            same = sha256_of(folder / name) == entry["sha256"]
         except OSError as error:  # a disk that cannot read a block is damage too
             raise ValueError(f"{folder / name} cannot be read: {error.strerror}.") from error
         if not same:
@@ -160,11 +120,3 @@ def regular_size(path: Path) -> int:
     if not stat.S_ISREG(status.st_mode):
         raise ValueError(f"{path} is a link or not a plain file.")
     return status.st_size
-
-
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(2**20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -17,6 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from nanochat import bpe, bpe_chunks, bpe_train
+from nanochat.files import write_bytes
 
 VERSION = 1
 SPECIAL_TOKENS = (
@@ -63,8 +64,6 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file, which Hugging Face `tokenizers` reads as well (`Tokenizer.from_file`)."""
-        from nanochat.common import write_bytes  # here, because it imports torch, which encoding text does not need
-
         write_bytes(Path(path), (json.dumps(self.to_json(), ensure_ascii=False, indent=0) + "\n").encode())
 
     def save_tiktoken(self, path: str | Path) -> None:

@@ -12,10 +12,11 @@ from typing import Annotated
 from tyro.conf import arg
 
 from nanochat import checkpoint_manager, hf_model, report
-from nanochat.common import Dist, base_dir, compute_dtype, describe_machine, read_json, setup, write_json
+from nanochat.common import Dist, base_dir, compute_dtype, describe_machine, setup
 from nanochat.configurator import parse
 from nanochat.contamination import explain, mark_seen
 from nanochat.core_eval import CORE_TASKS, CoreResult, evaluate_core, read_items
+from nanochat.files import read_json, write_json
 from nanochat.score import Score, score_console, score_table
 from nanochat.sealed import read_manifest
 

@@ -20,10 +20,11 @@ from prompt_toolkit.key_binding import KeyBindings
 from tyro.conf import arg
 
 from nanochat import checkpoint_manager
-from nanochat.common import base_dir, compute_dtype, pick_device, write_json
+from nanochat.common import base_dir, compute_dtype, pick_device
 from nanochat.configurator import parse
 from nanochat.engine import Completion, Engine, Sampling
 from nanochat.execution import open_sandbox
+from nanochat.files import write_json
 from nanochat.terminal import dim, open_answer, printable
 
 HELP = """/new             forget the conversation and begin another

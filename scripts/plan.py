@@ -11,9 +11,10 @@ from pathlib import Path
 
 import torch
 
-from nanochat.common import base_dir, pick_device, read_json, training_dtype, write_json
+from nanochat.common import base_dir, pick_device, training_dtype
 from nanochat.configurator import parse
 from nanochat.dial import USUAL_SHARE
+from nanochat.files import read_json, write_json
 from nanochat.gpt import GPT, GPTConfig
 
 

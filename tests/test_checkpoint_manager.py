@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 
 from nanochat import checkpoint_manager as cm
 from nanochat import sealed
+from nanochat.files import hidden
 from nanochat.optim import build_optimizers
 from nanochat.trainer import State
 
@@ -281,7 +282,7 @@ def test_resuming_passes_over_damage_and_says_so(put, folder, capsys):
 
 def test_a_crash_between_the_two_renames_loses_nothing(put, folder):
     path = put(1)
-    os.rename(path, sealed.hidden(path, "old"))
+    os.rename(path, hidden(path, "old"))
     (folder / ".step_000002.tmp").mkdir()
     assert cm.latest_valid(folder) == path and os.listdir(folder) == ["step_000001"]
 

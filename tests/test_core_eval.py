@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from nanochat import core_eval
 from nanochat.common import Dist
 from nanochat.core_eval import CORE_TASKS, CoreTask, build_item, build_items, evaluate_core, evaluate_task, score_items
+from nanochat.files import read_jsonl
 from nanochat.gpt import GPT, GPTConfig
 
 MC = CoreTask("mc", "multiple_choice", "mc.jsonl", 2, "\nAnswer: ")
@@ -325,7 +326,7 @@ if EVALS:  # not a skip: no package brings these files
             path = core_eval.find_file(folder, task.file)
             if path is None:
                 continue
-            rows = core_eval.read_jsonl(path)
+            rows = read_jsonl(path)
             assert 0 <= chance[task.name] < 1
             assert len(rows) in (
                 sizes[task.name],

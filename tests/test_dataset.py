@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat import corpus, dataset, textfiles
-from nanochat.common import read_json, write_json
 from nanochat.configurator import parse
+from nanochat.files import read_json, write_json
 
 
 @pytest.fixture(autouse=True)

