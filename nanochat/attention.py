@@ -39,15 +39,36 @@ def by_blocks(device: torch.device) -> bool:
     return device.type == "cuda" and torch.compiler.is_compiling()
 
 
-def window_blocks(T: int, window: int, device: torch.device) -> dict:
+def window_kernels(device: torch.device) -> str:
+    """Whose kernels FlexAttention is to use: "FLASH", those of the package flash-attn-4, if it is installed and this is
+    a Hopper GPU (Blackwell would want larger blocks), else "AUTO", Triton's. Layers that see all need no package: there
+    torch takes cuDNN's kernels on both, which are as fast."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] != 9:
+        return "AUTO"
+    try:
+        import flash_attn.cute.interface  # noqa: F401
+    except ImportError:
+        return "AUTO"
+    return "FLASH"
+
+
+def windows_by(device: torch.device) -> str:
+    """How training computes windows here, for people."""
+    if device.type != "cuda":
+        return "a mask"
+    return {"AUTO": "FlexAttention on Triton", "FLASH": "FlexAttention on FlashAttention 4"}[window_kernels(device)]
+
+
+def window_blocks(T: int, window: int, device: torch.device, kernels: str = "AUTO") -> dict:
     """What FlexAttention is told of a window, the same for all layers: which blocks of T x T scores have any that is
-    seen. FlexAttention: Dong et al., 2024 (arXiv 2412.05496)."""
+    seen, and whose kernels to use. FlexAttention: Dong et al., 2024 (arXiv 2412.05496)."""
     from torch.nn.attention.flex_attention import create_block_mask  # takes seconds to import
 
     def seen(b, h, t, s):
         return (s <= t) & (s > t - window)
 
-    return {"block_mask": create_block_mask(seen, None, None, T, T, device=device)}
+    mask = create_block_mask(seen, None, None, T, T, device=device)
+    return {"block_mask": mask, "kernel_options": {"BACKEND": kernels}}
 
 
 def windowed_attention(q, k, v, scale: float, blocks: dict) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from nanochat import checkpoint_manager
+from nanochat import attention, checkpoint_manager
 from nanochat.common import Dist, compute_dtype, describe_machine, format_seconds, peak_flops, peak_memory, synchronize
 from nanochat.engine import Engine, Sampling
 from nanochat.gpt import GPT
@@ -115,7 +115,8 @@ def show_dial(
         ("width", f"{c.n_embd} channels", "64 a layer"),
         ("heads", heads, "of 64 channels, from 512 channels on of 128 where they divide"),
         ("context, vocabulary", f"{c.sequence_len:,} tokens of {c.vocab_size:,}", "--max_seq_len, the tokenizer"),
-        ("window", f"{c.window:,} tokens in 3 of 4 layers" if c.window else "none", "--window"),
+        ("window", f"{c.window:,} tokens in 3 of 4 layers" if c.window else "none",
+         "--window" + (f", by {attention.windows_by(dist.device)}" if c.window else "")),
         *weights,
         ("tokens in all", f"{'' if num_iterations else 'about '}{tokens:,}", horizon_rule),
         ("a step", f"{batch_tokens:,} tokens", "grows with the tokens in all, a power of two; or as told"),
@@ -143,7 +144,7 @@ def rehearse(
 ) -> None:  # fmt: skip
     """One of everything that a run does, with its time: steps, evaluation, an answer, a checkpoint, which is deleted.
     An error shows up now and not after hours. The weights are spoiled by it."""
-    forward = torch.compile(model) if dist.device.type == "cuda" else model
+    forward = model.compiled()
     state, steps = State(), iter(batches)
 
     def timed(name: str, action: Callable):

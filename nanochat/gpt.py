@@ -204,6 +204,8 @@ class Block(nn.Module):
 
 
 class GPT(nn.Module):
+    window_kernels = "AUTO"
+
     def __init__(self, config: GPTConfig):
         super().__init__()
         self.config = config
@@ -255,6 +257,15 @@ class GPT(nn.Module):
                 module.fp8 = True
         return self
 
+    def compiled(self):
+        """What training calls: on a CUDA GPU the model in one compiled graph, a new one for each shape of a batch; on
+        other devices the model itself. The weights are the same."""
+        device = self.embedding.weight.device
+        if device.type != "cuda":
+            return self
+        self.window_kernels = attention.window_kernels(device)
+        return torch.compile(self, dynamic=False)
+
     def forward(self, idx, targets=None, weights=None, cache=None, at=None, reduction="sum"):
         """idx (B, T) int64 -> logits (B, T, V) float32, or (B, V) of the columns `at` (B,).
 
@@ -290,7 +301,7 @@ class GPT(nn.Module):
 
         window, blocks = self.config.window, None
         if window and T > window and cache is None and attention.by_blocks(idx.device):
-            blocks = attention.window_blocks(T, window, idx.device)
+            blocks = attention.window_blocks(T, window, idx.device, self.window_kernels)
         for layer, block in enumerate(self.blocks):
             table = self.value_embeddings[str(layer)] if str(layer) in self.value_embeddings else None
             value_embedding = table(idx).to(x.dtype) if table is not None else None
@@ -339,6 +350,11 @@ def _chunk_losses(z, targets, scale):
     """Losses (N,) of the logits z (N, V) before the cap, and the gradient (N, V) of sum(losses * scale). Changes z."""
     if z.device.type == "cpu":
         return softcap_cross_entropy_(z, targets, scale, SOFTCAP), z
+    return _chunk_losses_by_torch(z, targets, scale)
+
+
+def _chunk_losses_by_torch(z, targets, scale):
+    """The same on other devices, where torch.compile makes few passes of it."""
     tanh = z.div_(SOFTCAP).tanh_()
     exp = (tanh * SOFTCAP).exp_()  # at most exp(SOFTCAP): no need to subtract the maximum
     total, targets = exp.sum(dim=1, keepdim=True), targets.clamp(min=0)[:, None]

@@ -188,7 +188,8 @@ def train(
         checkpoint_manager.load_optimizers(checkpoint.path, optimizers)
         dist.print(f"{title}: going on from {checkpoint.path.name}")
     model.compute_dtype = training_dtype(dist.device, cfg.dtype)
-    forward = torch.compile(model) if dist.device.type == "cuda" else model
+    # The answers of RL have all lengths, and a GPU would be compiled for each.
+    forward = model if stage == "rl" else model.compiled()
     folder = checkpoint_manager.folder_of(stage, tag)
     log = open_log(cfg, stage, tag, state.step, dist)
     progress = Progress(title, 1.0, "%", dist, done=state.progress)

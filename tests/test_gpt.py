@@ -2,14 +2,16 @@
 
 import copy
 import math
+import sys
 import warnings
 from dataclasses import replace
+from types import ModuleType
 
 import pytest
 import torch
 import torch.nn.functional as F
 
-from nanochat import attention
+from nanochat import attention, gpt
 from nanochat.attention import plain_attention, window_blocks, windowed_attention
 from nanochat.cpu_forward import CpuForward
 from nanochat.gpt import (
@@ -100,7 +102,9 @@ def test_attention_is_a_plain_softmax_loop(n_kv_head, window):
     torch.testing.assert_close(actual, layer.proj(expected), rtol=1e-4, atol=1e-5)
 
 
-def test_cross_entropy_and_its_gradient_are_those_of_the_plain_formula():
+@pytest.mark.parametrize("chunk_losses", [gpt._chunk_losses, gpt._chunk_losses_by_torch])
+def test_cross_entropy_and_its_gradient_are_those_of_the_plain_formula(chunk_losses, monkeypatch):
+    monkeypatch.setattr(gpt, "_chunk_losses", chunk_losses)
     g = torch.Generator().manual_seed(0)
     x, weight = torch.randn(700, 12, generator=g), torch.randn(40, 12, generator=g) * 3
     targets = torch.randint(-1, 40, (700,), generator=g)
@@ -116,6 +120,33 @@ def test_cross_entropy_and_its_gradient_are_those_of_the_plain_formula():
     torch.testing.assert_close(token_losses(x, weight, targets).double(), each * (targets >= 0), rtol=1e-5, atol=1e-4)
     for a, b in zip(ours, plain):
         torch.testing.assert_close(a.grad.double(), b.grad, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # torch, to itself
+def test_what_a_gpu_compiles_is_one_graph_with_the_same_gradients(tiny_model, tiny_config, monkeypatch):
+    """Forward and backward; in bf16; with logits in chunks, by torch. A step after an evaluation is not compiled anew,
+    a batch of another size is compiled once."""
+    monkeypatch.setattr(gpt, "_chunk_losses", gpt._chunk_losses_by_torch)
+    monkeypatch.setattr(gpt, "_chunk_rows", lambda x: 48)
+    model = copy.deepcopy(tiny_model).train()
+    model.compute_dtype = torch.bfloat16
+    idx = tokens(tiny_config, 4, 33)
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True, dynamic=False)
+
+    def gradients(forward, rows):
+        model.zero_grad()
+        forward(idx[:rows, :-1], targets=idx[:rows, 1:]).backward()
+        return [p.grad.clone() for p in model.parameters()]
+
+    for rows, graphs in ((4, 1), (4, 1), (3, 2), (4, 2)):
+        for a, b in zip(gradients(compiled, rows), gradients(model, rows)):
+            torch.testing.assert_close(a, b, rtol=0.02, atol=0.02)
+        model.eval()
+        model(idx[:, :-1], targets=idx[:, 1:], reduction="none")
+        model.train()
+        assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == graphs
 
 
 def test_loss_is_the_cross_entropy_of_the_logits(tiny_model, tiny_config):
@@ -180,9 +211,9 @@ def without_window(model):
 
 
 @pytest.mark.parametrize("window", [1, 48, 128, 200])
-@pytest.mark.parametrize("n_kv_head", [1, 2])
-def test_attention_by_blocks_is_that_of_a_mask(window, n_kv_head):
-    """What a GPU runs compiled, here by torch's plain version of it."""
+@pytest.mark.parametrize("n_kv_head, kernels", [(1, "AUTO"), (2, "FLASH")])
+def test_attention_by_blocks_is_that_of_a_mask(window, n_kv_head, kernels):
+    """What a GPU runs compiled, here by torch's plain version of it, which refuses kernels that it does not know."""
     g = torch.Generator().manual_seed(0)
     q, k, v = (torch.randn(2, heads, 160, 16, generator=g) for heads in (2, n_kv_head, n_kv_head))
     ahead = torch.arange(160)[None] - torch.arange(160)[:, None]
@@ -190,7 +221,7 @@ def test_attention_by_blocks_is_that_of_a_mask(window, n_kv_head):
     expected = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=0.3, enable_gqa=True)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it is slow so, which is what torch says
-        actual = windowed_attention(q, k, v, 0.3, window_blocks(160, window, q.device))
+        actual = windowed_attention(q, k, v, 0.3, window_blocks(160, window, q.device, kernels))
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -224,6 +255,18 @@ def test_flops_of_a_window_are_those_of_the_pairs_it_sees():
     attention = 12 * 4 * 32 * 4096 / 2
     expected = full.flops_per_token() - attention + attention * (3 * pairs + 1) / 4
     assert model.flops_per_token() == pytest.approx(expected, rel=1e-3)
+
+
+def test_windows_take_the_kernels_that_are_installed(monkeypatch):
+    """Those of FlashAttention only where it is installed and the card has them."""
+    cuda, capability = torch.device("cuda"), [(9, 0)]
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability[0])
+    assert attention.window_kernels(cuda) == "AUTO" and attention.windows_by(torch.device("cpu")) == "a mask"
+    for name in ("flash_attn", "flash_attn.cute", "flash_attn.cute.interface"):
+        monkeypatch.setitem(sys.modules, name, ModuleType(name))
+    assert attention.window_kernels(cuda) == "FLASH" and "FlashAttention 4" in attention.windows_by(cuda)
+    capability[0] = (8, 0)
+    assert attention.window_kernels(cuda) == "AUTO" and "Triton" in attention.windows_by(cuda)
 
 
 @torch.no_grad()

@@ -64,7 +64,7 @@ class Words:
 def median_step(model: GPT, rows: int, cfg: Config, dist: Dist) -> float:
     """Seconds of an optimizer step on one micro-batch."""
     torch._dynamo.reset()  # what was compiled before holds memory, and a second shape would be compiled for all
-    forward = torch.compile(model) if dist.device.type == "cuda" else model
+    forward = model.compiled()
     optimizers = build_optimizers(model, dist)
     idx = torch.randint(cfg.vocab_size, (rows, cfg.max_seq_len + 1), device=dist.device)
     batch, seconds = Batch(idx[:, :-1].contiguous(), idx[:, 1:].contiguous()), []
