@@ -32,6 +32,7 @@ COMPARISONS = {
     ast.In: lambda a, b: a in b,
     ast.NotIn: lambda a, b: a not in b,
 }
+CONSTANTS = {"pi": math.pi}
 STRING_METHODS = frozenset(
     "count find index upper lower title capitalize swapcase startswith endswith strip replace split join".split()
 )
@@ -73,8 +74,8 @@ def size_of(value) -> int:
 def calculate(expression: str) -> str | None:
     """The value of an arithmetic or string expression as text, or None if it is wrong, unknown or too costly.
 
-    Python's syntax for + - * / // % **, comparisons, round abs min max sum len, slices and the string methods in
-    STRING_METHODS; `1,234` outside a call or a list is a number. Bounded: under 10 ms and 10 MB, in any thread.
+    Python's syntax for + - * / // % **, comparisons, sqrt round abs min max sum len, pi, slices and the string methods
+    in STRING_METHODS; `1,234` outside a call or a list is a number. Bounded: under 10 ms and 10 MB, in any thread.
     """
     meter = Meter()
     try:
@@ -124,6 +125,8 @@ def evaluate(node: ast.AST, meter: Meter, depth: int = 0):
     walk = lambda child: evaluate(child, meter, depth + 1)  # noqa: E731
     if isinstance(node, ast.Constant):
         return bounded(node.value)
+    if isinstance(node, ast.Name) and node.id in CONSTANTS:
+        return CONSTANTS[node.id]
     if isinstance(node, ast.List | ast.Tuple):
         return [walk(item) for item in node.elts]
     if isinstance(node, ast.UnaryOp):
@@ -212,7 +215,16 @@ def apply_function(name: str, arguments: list, meter: Meter):
     if name == "round" and len(arguments) in (1, 2) and abs(sum(arguments[1:])) <= 1000:  # round(5, -n) computes 10**n
         meter.spend(MAX_BITS)
         return round(*arguments)
+    if name == "sqrt" and len(arguments) == 1:
+        meter.spend(2 * MAX_BITS)
+        return square_root(arguments[0])
     raise Refused(f"unknown function {name}")
+
+
+def square_root(x):
+    """A whole number if there is one, however large, as with a division. ValueError if x is negative."""
+    root = math.isqrt(x) if isinstance(x, int) else 0
+    return root if root * root == x else math.sqrt(x)
 
 
 def apply_method(text, name: str, arguments: list, meter: Meter):

@@ -27,7 +27,14 @@ FILES = ("model.safetensors", "optimizer.safetensors", "config.json", "state.jso
 OPERATORS = {"+": operator.add, "-": operator.sub, "*": operator.mul, "//": operator.floordiv, "%": operator.mod}
 COMPARISONS = {"<": operator.lt, "<=": operator.le, "==": operator.eq, "!=": operator.ne, ">": operator.gt}
 COMPARISONS[">="] = operator.ge
+
+
+def root(x):
+    return math.isqrt(x) if isinstance(x, int) and math.isqrt(x) ** 2 == x else math.sqrt(x)
+
+
 FUNCTIONS = {"abs": abs, "round": round, "max": max, "min": min, "sum": lambda *values: sum(values), "len": len}
+FUNCTIONS["sqrt"] = root
 
 numbers = st.integers(0, 10**6).map(lambda n: ("number", n)) | st.integers(0, 10**5).map(lambda n: ("number", n / 64))
 texts = st.text(alphabet="abrR ,ß9-", max_size=12).map(lambda text: ("text", text))
@@ -39,7 +46,7 @@ def more_numbers(of):
         st.tuples(st.sampled_from([*OPERATORS, "/", "**"]), of, of),
         st.tuples(st.just("**"), of, small),
         st.tuples(st.just("neg"), of),
-        st.tuples(st.sampled_from(["abs", "round"]), of),
+        st.tuples(st.sampled_from(["abs", "round", "sqrt"]), of),
         st.tuples(st.just("round"), of, small),
         st.tuples(st.sampled_from(["max", "min", "sum"]), of, of),
         st.tuples(st.just("count"), texts, texts),
@@ -142,7 +149,7 @@ def check_expression(tree) -> None:
 
 
 WORDS = """( ) [ ] , . : + - * / // ** % < <= == != in not and or if else lambda x 1 2 9 0 00 1,000 1e9 .5 9e99 'a'
-'aaaa' "b" '' max min sum abs round len count upper split join replace ljust format""".split()
+'aaaa' "b" '' max min sum abs round sqrt pi len count upper split join replace ljust format""".split()
 junk = st.text(max_size=80) | st.lists(st.sampled_from(WORDS), max_size=200).map("".join)
 
 
