@@ -1,15 +1,17 @@
 """The properties of tests/properties.py at any size, and every bit of a checkpoint flipped once.
 
 In: names of properties (all of them if there is none) and how many inputs each gets. Out: a line a property, or the
-input that broke it, made as small as hypothesis can. python dev/fuzz.py [NAME ...] [--cases=100000] [--seed=0]
+input that broke it, made as small as hypothesis can. python dev/fuzz.py [NAME ...] [--cases=100000] [--seed=0] [--help]
 """
 
 import os
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from itertools import count
 from pathlib import Path
+from typing import Literal
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
@@ -33,9 +35,11 @@ from properties import (  # noqa: E402
     manifests,
     mixed_text,
 )
+from tyro.conf import Positional  # noqa: E402
 
 from nanochat import checkpoint_manager, sealed  # noqa: E402
 from nanochat.common import Progress  # noqa: E402
+from nanochat.configurator import parse  # noqa: E402
 from nanochat.gpt import GPT, GPTConfig  # noqa: E402
 from nanochat.optim import build_optimizers  # noqa: E402
 from nanochat.tokenizer import Tokenizer  # noqa: E402
@@ -51,6 +55,7 @@ PROPERTIES = {
     "ids": (lambda folder, text: check_ids(text), [any_text]),
     "headers": (check_header, [headers | st.binary(max_size=100), lengths, st.binary(max_size=64)]),
 }
+NAMES = (*PROPERTIES, "bits")
 CHUNK = 2000  # inputs between two looks at the clock; hypothesis remembers what it has tried
 
 
@@ -68,7 +73,7 @@ def try_inputs(name: str, cases: int, first_seed: int, folder: Path) -> str:
     for number in count(first_seed):
         size = min(CHUNK, cases - done)
         if size <= 0:
-            return f"{name}: {done:,} inputs, none broke it; the slowest took {1000 * slowest[0]:.1f} ms of processor"
+            return f"{name}: {done:,} inputs, none broke it; the slowest took {1000 * slowest[0]:.1f} ms: {slowest[1]}"
         phases, healthy = (Phase.generate, Phase.shrink), list(HealthCheck)
         rules = settings(max_examples=size, deadline=None, database=None, phases=phases, suppress_health_check=healthy)
         seed(number)(rules(given(st.tuples(*strategies))(attempt)))()
@@ -105,18 +110,25 @@ def flip_every_bit(folder: Path) -> str:
     return f"bits: {done:,} flipped in {len(files)} files, {len(missed)} not found or not named {missed[:5] or ''}"
 
 
-def main(arguments: list[str]) -> None:
-    flags = {"--cases": "100000", "--seed": "0"} | dict(a.split("=") for a in arguments if a.startswith("--"))
-    cases, first_seed = int(flags["--cases"]), int(flags["--seed"])
-    names = [a for a in arguments if not a.startswith("-")] or [*PROPERTIES, "bits"]
-    if unknown := set(names) - {*PROPERTIES, "bits"}:
-        raise SystemExit(f"No property is called {', '.join(unknown)}. There are: {', '.join([*PROPERTIES, 'bits'])}.")
-    for name in names:
+@dataclass(frozen=True)
+class Config:
+    """Many strange inputs."""
+
+    names: Positional[tuple[Literal[NAMES], ...]] = NAMES
+    """which properties"""
+    cases: int = 100_000
+    """inputs that each gets; the bits are all flipped"""
+    seed: int = 0
+    """of the inputs"""
+
+
+def main(cfg: Config) -> None:
+    for name in cfg.names:
         with tempfile.TemporaryDirectory() as folder:
             folder, start = Path(folder), time.monotonic()
-            said = flip_every_bit(folder) if name == "bits" else try_inputs(name, cases, first_seed, folder)
+            said = flip_every_bit(folder) if name == "bits" else try_inputs(name, cfg.cases, cfg.seed, folder)
         print(f"{said} ({time.monotonic() - start:.0f} s)", flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1:])
+    main(parse(Config))
