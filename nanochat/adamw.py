@@ -5,6 +5,7 @@ parameter (ZeRO-2).
 """
 
 import torch
+from torch.optim.adamw import adamw
 
 from nanochat.common import Dist
 
@@ -20,6 +21,18 @@ def adamw_update(
     square.mul_(beta2).addcmul_(grad, grad, value=1 - beta2)
     denominator = (square / (1 - beta2**step)).sqrt_().add_(eps)
     param.addcdiv_(mean, denominator, value=-lr / (1 - beta1**step))
+
+
+def adamw_update_fused(
+    params, grads, means, squares, step: int, lr: float, beta1: float, beta2: float, eps: float, weight_decay: float
+):
+    """The same for lists of tensors, by torch's kernel for all of them: on a GPU a third of the passes over memory, and
+    a launch where there were seven for each."""
+    steps = means[0].new_full((len(means),), step - 1.0).unbind()  # counted on by the kernel
+    adamw(
+        params, grads, means, squares, [], list(steps), fused=True, amsgrad=False, maximize=False,
+        beta1=beta1, beta2=beta2, lr=lr, weight_decay=weight_decay, eps=eps,
+    )  # fmt: skip
 
 
 class AdamW:
@@ -55,13 +68,21 @@ class AdamW:
     def step(self, multiplier: float, progress: float) -> None:
         """One update at `lr * multiplier`; progress is not used, it is there for Muon."""
         self.steps += 1
-        for name, param in self.params.items():
-            own = self._own(self._flat(param.data))
-            buffers = own, self.dist.reduce_scatter(self._flat(param.grad)), self.mean[name], self.square[name]
-            chunk = CHUNK if param.device.type == "cpu" else max(1, len(own))
-            for parts in zip(*(buffer.split(chunk) for buffer in buffers)):
-                adamw_update(*parts, self.steps, self.lr * multiplier, *self.betas, self.eps, self.weight_decay)
-            if self.dist.world_size > 1:
+        if not self.params:
+            return
+        params = list(self.params.values())
+        owned = [self._own(self._flat(p.data)) for p in params]
+        grads = [self.dist.reduce_scatter(self._flat(p.grad)) for p in params]
+        buffers = owned, grads, list(self.mean.values()), list(self.square.values())
+        settings = self.steps, self.lr * multiplier, *self.betas, self.eps, self.weight_decay
+        if params[0].is_cuda:
+            adamw_update_fused(*buffers, *settings)
+        else:
+            for tensors in zip(*buffers):
+                for parts in zip(*(tensor.split(CHUNK) for tensor in tensors)):
+                    adamw_update(*parts, *settings)
+        if self.dist.world_size > 1:
+            for param, own in zip(params, owned):
                 param.copy_(self.dist.all_gather(own)[: param.numel()].view_as(param))
 
     def state_dict(self) -> dict[str, torch.Tensor]:

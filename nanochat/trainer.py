@@ -93,6 +93,8 @@ def train_step(
         (loss / valid).backward()
         total += loss.detach()
     size = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+    # The one place in a step where the host waits for a GPU: what it reads decides whether there is an update. While
+    # the update runs, the host is already at the next step, so a wait behind the update would cost more than this one.
     loss, size = (dist.all_reduce(torch.stack((total / valid, size)))).tolist()
     if not math.isfinite(loss + size):
         loss = math.nan

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from nanochat.adamw import CHUNK, AdamW
+from nanochat.adamw import CHUNK, AdamW, adamw_update, adamw_update_fused
 
 
 def random(*shape, seed=0):
@@ -39,3 +39,18 @@ def test_state_comes_back_exactly():
     run(params, optimizer, range(3, 6))
     run(copies, resumed, range(3, 6))
     assert all(torch.equal(params[name], copies[name]) for name in params)
+
+
+def test_what_a_gpu_runs_is_the_same_update():
+    """The kernel that torch has for all tensors at once exists for CPUs, too."""
+    shapes = [(7,), (3000,), (1,)]
+    one, all_at_once = ([[random(*s, seed=k) for s in shapes] for k in range(4)] for _ in range(2))
+    for buffers in (one, all_at_once):
+        buffers[3] = [square.abs() for square in buffers[3]]
+    for step in range(1, 5):
+        settings = step, 0.01 * step, 0.8, 0.95, 1e-8, 0.1
+        for tensors in zip(*one):
+            adamw_update(*tensors, *settings)
+        adamw_update_fused(*all_at_once, *settings)
+    for a, b in zip(one, all_at_once):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)

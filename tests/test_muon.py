@@ -71,3 +71,17 @@ def test_state_comes_back_exactly():
     train(params, optimizer, 3, start=3)
     train(copies, resumed, 3, start=3)
     assert all(torch.equal(params[name], copies[name]) for name in params)
+
+
+def test_what_a_gpu_compiles_is_one_graph_for_each_shape():
+    """Whatever the momentum, which changes from step to step."""
+    graphs = []
+    compiled = torch.compile(muon_update, backend=lambda graph, _: graphs.append(graph) or graph, dynamic=False)
+    torch._dynamo.reset()
+    for shape in ((2, 4, 12), (12, 4), (4, 4)):
+        a, b = ([random(*shape, seed=1), random(*shape, seed=2), random(*shape[:-1], 1).abs()] for _ in range(2))
+        for beta1 in (0.85, 0.9, 0.95):
+            found = compiled(*a, torch.full((), beta1))
+            torch.testing.assert_close(found, muon_update(*b, beta1), rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(a, b)
+    assert len(graphs) == 3

@@ -101,15 +101,27 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped():
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), second.parameters()))
 
 
+def everything(model, optimizers):
+    """Weights, moments and counts of steps, as they are now."""
+    tensors = dict(model.state_dict())
+    for optimizer in optimizers:
+        tensors |= optimizer.state_dict()
+    return copy.deepcopy(tensors)
+
+
+def changed(before, after):
+    return [name for name in before if not torch.equal(before[name], after[name])]
+
+
 def test_a_bad_batch_changes_nothing_and_is_counted():
-    model = new_model()
-    before = copy.deepcopy(model.state_dict())
+    model, optimizers, *_ = run(Stream(), 2)
+    before = everything(model, optimizers)
 
     def loss_fn(model, batch):
         return model(batch.inputs, targets=batch.targets) * math.nan
 
-    _, _, state, _ = run(Stream(), 3, model, loss_fn=loss_fn)
-    assert state.skipped == 3 and all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+    _, _, state, _ = run(Stream(), 3, model, optimizers=optimizers, loss_fn=loss_fn)
+    assert state.skipped == 3 and not changed(before, everything(model, optimizers))
     with pytest.raises(RuntimeError, match="learning rate"):
         run(Stream(), 2 * MAX_BAD_STEPS, model, loss_fn=loss_fn)
 
@@ -126,11 +138,11 @@ def test_a_gradient_that_is_not_finite_changes_nothing():
         def backward(ctx, grad):
             return grad * math.inf
 
-    model = new_model()
-    before = copy.deepcopy(model.state_dict())
+    model, optimizers, *_ = run(Stream(), 2)
+    before = everything(model, optimizers)
     loss_fn = lambda model, batch: Root.apply(model(batch.inputs, targets=batch.targets))  # noqa: E731
-    _, _, state, losses = run(Stream(), 2, model, loss_fn=loss_fn)
-    assert state.skipped == 2 and all(torch.equal(before[name], p) for name, p in model.state_dict().items())
+    _, _, state, losses = run(Stream(), 2, model, optimizers=optimizers, loss_fn=loss_fn)
+    assert state.skipped == 2 and not changed(before, everything(model, optimizers))
 
 
 def test_a_loss_that_jumps_is_skipped_and_one_that_stays_high_is_not():
@@ -138,12 +150,13 @@ def test_a_loss_that_jumps_is_skipped_and_one_that_stays_high_is_not():
 
     def loss_fn(model, batch):
         step = stream.position["step"] - 1
-        before[step] = model.head.weight.detach().clone()
+        before[step] = everything(model, optimizers)
         return model(batch.inputs, targets=batch.targets) * (2 if step in high else 1)
 
-    stream = Stream()
-    _, _, state, losses = run(stream, WINDOW + 30, loss_fn=loss_fn)
-    still = [step for step in before if step + 1 in before and torch.equal(before[step], before[step + 1])]
+    stream, model = Stream(), new_model()
+    optimizers = new_optimizers(model)
+    _, _, state, losses = run(stream, WINDOW + 30, model, optimizers=optimizers, loss_fn=loss_fn)
+    still = [step for step in before if step + 1 in before and not changed(before[step], before[step + 1])]
     assert still == [WINDOW + 3, *range(WINDOW + 10, WINDOW + 20)] and state.skipped == 1 + MAX_BAD_STEPS
     assert losses[WINDOW + 3] > 1.5 * losses[WINDOW + 2] and state.bad == 0
 
