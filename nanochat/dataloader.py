@@ -230,8 +230,12 @@ class Batches:
         epoch, shard, block, skip, skipped, cut = self.position.values()
         useful = 0  # rows in this epoch
         with ThreadPoolExecutor(1) as background:
-            blocks = source.blocks(epoch, shard)
-            coming = background.submit(source.block, epoch, shard, block)
+
+            def begin(place: tuple[int, int, int]):
+                wanted = self.epochs is None or place[0] < self.epochs
+                return background.submit(source.block, *place) if wanted else None
+
+            blocks, coming = source.blocks(epoch, shard), begin((epoch, shard, block))
             while self.epochs is None or epoch < self.epochs:
                 rows = coming.result()
                 counts = skipped + rows.skipped, cut + rows.cut
@@ -239,7 +243,7 @@ class Batches:
                     following = epoch, shard, block + 1
                 else:
                     following = (epoch, shard + 1, 0) if shard + 1 < source.shards else (epoch + 1, 0, 0)
-                coming = background.submit(source.block, *following)
+                coming = begin(following)
                 total = len(rows.inputs)
                 useful += total
                 for r in range(skip, total):

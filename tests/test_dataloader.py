@@ -81,6 +81,13 @@ def test_an_epoch_ends_exactly_and_the_last_step_is_filled_up():
     assert sum(len(b.inputs) for b in steps[-1]) == 5
 
 
+def test_no_block_is_made_that_nobody_reads(monkeypatch):
+    made, source = [], Numbers()
+    monkeypatch.setattr(source, "block", lambda *place: made.append(place) or Numbers.block(source, *place))
+    list(Batches(source, rows=5, device_rows=5, epochs=1))
+    assert made == [(0, 0, 0), (0, 0, 1), (0, 1, 0)]
+
+
 def test_progress_ends_at_one_and_never_falls():
     batches = Batches(Numbers(), rows=5, device_rows=5, epochs=2)
     seen = [batches.progress for _ in batches]
