@@ -53,7 +53,7 @@ class Intake:
         for parent, folders, names in os.walk(folder):
             folders[:] = [name for name in folders if not name.startswith(".")]
             for path in (Path(parent) / name for name in names if not name.startswith(".")):
-                if kind_of(path):
+                if kind_of(path) and path.is_file():  # no link that leads nowhere, no pipe that nobody writes to
                     found.append(path)
                 else:
                     self.skipped[path.suffix or "no suffix"] += 1

@@ -5,6 +5,7 @@ import gzip
 import hashlib
 import json
 import lzma
+import os
 import subprocess
 import sys
 
@@ -123,10 +124,12 @@ def test_every_kind_of_file(tmp_path):
     for name, data in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
+    (folder / "gone.txt").symlink_to(folder / "nowhere")
+    os.mkfifo(folder / "pipe.txt")
     pq.write_table(pa.table({"text": take(30) + [None, "  "]}), folder / "k.parquet")
     intake = textfiles.Intake(folder)
     assert {text for _, text in intake.documents()} == expected
-    assert not intake.unreadable and not intake.empty and intake.skipped == {".png": 1}
+    assert not intake.unreadable and not intake.empty and intake.skipped == {".png": 1, ".txt": 2}
     manifest = dataset.prepare_files(folder, "mine")
     found = everything("mine")
     assert set(found["train"]) | set(found["val"]) == expected and manifest["duplicates"] == 0
