@@ -123,9 +123,8 @@ def do(chat: "Chat", command: str, rest: str) -> str:
     if command == "/retry":
         if not chat.messages:
             raise ValueError("There is nothing to answer yet.")
-        question = chat.messages[-2]["content"]
-        del chat.messages[-2:]
-        chat.say(question)
+        *before, question, _ = chat.messages
+        chat.say(question["content"], before)
         return ""
     if command == "/system":
         chat.system = rest
@@ -173,11 +172,12 @@ class Chat:
         instructions = [{"role": "system", "content": self.system}] if self.system else []
         return tokenizer.render_for_completion({"messages": [*instructions, *messages]}).tolist()
 
-    def say(self, text: str) -> Completion:
-        """Print the answer as it comes. Ctrl-C stops it, and what was said stays in the conversation.
+    def say(self, text: str, before: list[dict] | None = None) -> Completion:
+        """Print the answer as it comes, `before` being what was said until now, by default all of it. Ctrl-C stops it,
+        and what was said stays in the conversation.
 
         ValueError if the conversation does not fit in the context any more; then it is as before."""
-        asked = [*self.messages, {"role": "user", "content": text}]
+        asked = [*(self.messages if before is None else before), {"role": "user", "content": text}]
         try:
             request = self.engine.submit(self.tokens(asked), self.sampling)
         except ValueError as error:

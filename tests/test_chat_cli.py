@@ -124,6 +124,12 @@ def test_turns_are_remembered_until_new(tiny_tokenizer, capsys):
     assert chat.messages == []
 
 
+def test_what_cannot_be_tried_again_is_kept(tiny_tokenizer, capsys):
+    chat = saying(tiny_tokenizer, "Yes.", "<|assistant_end|>", sequence_len=64)
+    talk(chat, iter(["one", f"/system {'x y z ' * 60}", "/retry"]))
+    assert "the context holds 64" in capsys.readouterr().out and len(chat.messages) == 2
+
+
 def test_a_conversation_that_is_full_says_so_and_goes_on(tiny_tokenizer, capsys):
     chat = saying(tiny_tokenizer, "Yes.", "<|assistant_end|>", sequence_len=64)
     talk(chat, iter(["fine", "x y z " * 60, "fine"]))
