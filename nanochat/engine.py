@@ -315,9 +315,14 @@ class Engine:
     def _take_tokens(self, slots: list[Slot], logits: torch.Tensor, events) -> None:
         """Choose the next token of each slot and tell its answer."""
         requests, logits = [slot.request for slot in slots], logits[:, : self.vocab_size]
-        ids = choose(logits, requests)
-        ids = [request.answer.forced[0] if request.answer.forced else id for id, request in zip(ids, requests)]
-        logprobs = log_probabilities(logits, ids, requests)
+        try:
+            ids = choose(logits, requests)
+            ids = [request.answer.forced[0] if request.answer.forced else id for id, request in zip(ids, requests)]
+            logprobs = log_probabilities(logits, ids, requests)
+        except Exception as error:  # whose fault it is cannot be known
+            for slot in slots:
+                self._release(slot, "error", events, error)
+            return
         for slot, id, logprob in zip(slots, ids, logprobs):
             try:
                 self._take_token(slot, id, logprob, events)

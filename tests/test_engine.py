@@ -12,6 +12,7 @@ import pytest
 import torch
 from serving import Scripted
 
+from nanochat import engine as engine_module
 from nanochat.answer import Answer
 from nanochat.cpu_forward import CpuForward
 from nanochat.engine import Completion, Delta, Engine, Sampling
@@ -370,6 +371,24 @@ def test_a_fault_of_one_request_ends_only_that_one(model, tokenizer, letters, mo
     assert [r.completion.finish_reason for r in requests] == ["length", "error", "length"]
     assert "ZeroDivisionError" in requests[1].completion.error
     assert requests[0].completion.ids == requests[2].completion.ids == expected
+
+
+@pytest.mark.parametrize("step", [0, 3])
+def test_a_fault_of_the_sampler_ends_who_was_there_and_nobody_else(model, tokenizer, letters, monkeypatch, step):
+    engine, real = Engine(model, tokenizer, max_batch=2), engine_module.choose
+    monkeypatch.setattr(engine_module, "choose", lambda *_: 1 / 0)
+    sampling = Sampling(temperature=0, max_tokens=10, logit_bias=letters)
+    requests = [engine.submit([1, 2, 3], sampling), engine.submit([4, 5], sampling)]
+    if step:
+        monkeypatch.setattr(engine_module, "choose", real)
+        for _ in range(step):
+            engine.step()
+        monkeypatch.setattr(engine_module, "choose", lambda *_: 1 / 0)
+    while engine.has_work:
+        engine.step()
+    assert [request.completion.finish_reason for request in requests] == ["error", "error"]
+    monkeypatch.setattr(engine_module, "choose", real)
+    assert engine.generate([[1, 2, 3]], sampling)[0].finish_reason == "length"
 
 
 def test_logits_that_are_no_numbers_are_an_error_and_leave_nothing_behind(model, tokenizer, letters, kind):
