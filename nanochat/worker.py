@@ -108,6 +108,7 @@ class Worker:
             except ValueError:
                 for request in ticket.requests:
                     self.engine.cancel(request)
+                self._wake.set()
                 raise
             self._followers.update({request: (ticket, index) for index, request in enumerate(ticket.requests)})
         self._wake.set()
@@ -205,9 +206,9 @@ class Workers:
 
     def submit(self, prompts: Sequence[tuple[Sequence[int], Sampling]], loop: asyncio.AbstractEventLoop) -> Ticket:
         """As Worker.submit: Overloaded if none has room."""
-        if not self.ready:
-            raise EngineDown(self.state)
         ready = sorted((worker for worker in self.each if worker.ready), key=lambda worker: worker.active)
+        if not self.ready or not ready:
+            raise EngineDown(self.state)
         for worker in ready[:-1]:
             try:
                 return worker.submit(prompts, loop)

@@ -611,6 +611,13 @@ def raw_post(url: str, body: dict, receive_buffer: int | None = None) -> socket.
 LONG = {"messages": [{"role": "user", "content": "long"}], "max_tokens": 2000}
 
 
+def test_a_call_of_which_one_prompt_is_too_long_leaves_nothing_in_the_queue():
+    with slow_server() as url, httpx.Client(base_url=url) as client:
+        answer = client.post("/v1/completions", json={"prompt": ["hello", "x" * 5000]})
+        assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
+        wait_until(lambda: metrics(client)["nanochat_waiting"] == 0)
+
+
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_slot_also_in_the_queue(stream):
     with slow_server() as url, httpx.Client(base_url=url) as client:
