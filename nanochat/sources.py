@@ -6,6 +6,8 @@ In: the name of a source. Out: addresses. Nothing is fetched here but the list o
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
+import httpx
+
 from nanochat.download import new_client
 
 HUB = "https://huggingface.co"
@@ -73,7 +75,10 @@ def upstream_files(source: Source, mirror: str = "") -> list[str]:
     paths: list[str] = []
     with new_client() as client:
         while page:  # a thousand files a page
-            answer = client.get(page)
+            try:
+                answer = client.get(page)
+            except httpx.HTTPError as error:
+                raise SystemExit(f"{page} cannot be read: {error}. Is there a network?") from error
             if answer.status_code != 200:
                 raise SystemExit(f"{page} answers HTTP {answer.status_code}: the files of {name} cannot be listed.")
             paths += [entry["path"] for entry in answer.json() if entry["path"].endswith(".parquet")]

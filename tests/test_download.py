@@ -542,6 +542,8 @@ def test_shards_are_made_anew_from_what_they_were_made_of(server, base, monkeypa
         dataset.main(dataset.Config(source="fineweb", prepare=True, from_path=upstream))
     with pytest.raises(SystemExit, match="HTTP 404"):
         dataset.main(dataset.Config(source="fineweb", prepare=True, mirror=server.url))
+    with pytest.raises(SystemExit, match="tree/main.* cannot be read: .* Is there a network"):
+        dataset.main(dataset.Config(source="fineweb", prepare=True, mirror="http://127.0.0.1:9"))
 
 
 def test_conversations_and_the_table_of_sources(server, base, capsys):
