@@ -78,7 +78,7 @@ def find_overlap(groups: Sequence[Sequence[str]], name: str, dist: Dist = Dist()
     for number, document in enumerate(dataset.documents(name, "train")):
         if number % dist.world_size == dist.rank:
             overlap.read(document)
-            progress.update(number + 1, found=f"{overlap.found.sum():,}")
+        progress.update(number + 1, found=f"{overlap.found.sum():,}")
     found = dist.all_reduce(torch.from_numpy(overlap.found).to(dist.device, torch.int32), "max").bool().cpu().numpy()
     ends = np.cumsum([len(group) for group in groups])[:-1]
     return [(part, int(can.sum())) for part, can in zip(np.split(found, ends), np.split(overlap.checkable, ends))]

@@ -53,14 +53,14 @@ class HFModel(torch.nn.Module):
 def load(path: str, device: torch.device, dtype: torch.dtype = torch.float32) -> tuple[HFModel, HFTokenizer]:
     """SystemExit if the package transformers is missing or `path` holds no model; no code from the folder is run."""
     try:
-        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError:
         raise SystemExit("--hf_path needs the package transformers: pip install transformers") from None
     try:
-        config = AutoConfig.from_pretrained(path)
         model = AutoModelForCausalLM.from_pretrained(path, dtype=dtype).to(device).eval()
         tokenizer = AutoTokenizer.from_pretrained(path)
     except (OSError, ValueError) as error:
         raise SystemExit(f"{path} is no model that transformers can load: {error}") from error
-    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 2048
+    limits = (getattr(model.config, name, None) for name in ("max_position_embeddings", "n_positions"))
+    limit = next(filter(None, limits), 2048)
     return HFModel(model, limit), HFTokenizer(tokenizer)
