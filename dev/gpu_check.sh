@@ -1,16 +1,28 @@
 #!/usr/bin/env bash
-# What only a machine with a GPU can show, in one go: the tests that need one, then speeds at several depths in one table.
+# What only a machine with a GPU can show, in one go: the tests that need one, then speeds at several depths. Each result
+# is printed as it comes, and all of it ends after LIMIT seconds, 540 if nothing is said.
 #
-#   bash dev/gpu_check.sh              with the python that is first on the path, which must have torch with CUDA
-#   DEPTHS="4 8" bash dev/gpu_check.sh --window=0   some depths; arguments go to dev/bench/speed.py
+#   bash dev/gpu_check.sh                          with the python that is first on the path, and torch with CUDA in it
+#   TESTS= DEPTHS="20 24" bash dev/gpu_check.sh    only speeds, of some depths; arguments go to dev/bench/speed.py
+#   DEPTHS= bash dev/gpu_check.sh                  only the tests
 #
 # What it prints belongs into dev/LOG.md, with the name of the device.
-set -euo pipefail
+set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+export PYTHONUNBUFFERED=1
 
-python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' ||
+left() { echo $((${LIMIT:-540} - SECONDS)); }
+limited() { # limited NAME SECONDS COMMAND...
+    local name=$1 start=$SECONDS seconds=$2 status=0
+    [ "$(left)" -gt 20 ] || { echo "$name: left out, the time is up" >&2; return; }
+    [ "$seconds" -le "$(left)" ] || seconds=$(left)
+    timeout -k 5 "$seconds" "${@:3}" || status=$?
+    echo "$name: $((SECONDS - start)) s$([ $status = 0 ] || echo ", failed with $status; 124 is the limit of $seconds s")"
+}
+
+python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null ||
     { echo "dev/gpu_check.sh: torch sees no CUDA GPU here. 'python -m dev.bench.speed' measures a CPU." >&2; exit 1; }
-python -m pytest -q -rs tests/test_gpu.py || echo "A test failed; the speeds follow all the same." >&2
-for depth in ${DEPTHS:-4 8 12 20 24}; do # a process each: what one leaves in memory does not matter, nor if it fails
-    python -m dev.bench.speed --depths "$depth" "$@" || echo "depth $depth failed" >&2
+[ -z "${TESTS-all}" ] || limited tests 200 python -m pytest -q -rs --durations=10 --show-capture=no tests/test_gpu.py
+for depth in ${DEPTHS-8 12 4 24 20}; do # a process each: what one leaves in memory does not matter, nor if it fails
+    limited "depth $depth" 150 python -m dev.bench.speed --depths "$depth" "$@"
 done

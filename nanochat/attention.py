@@ -4,8 +4,11 @@ In: queries, keys and values of heads, where the queries stand, the window. Out:
 B batch, T queries, S keys from position 0 on, H heads, D channels of a head.
 """
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 MOST_SCORES = 512  # tokens of context up to which a CPU keeps all T x T scores of a head
 
@@ -32,6 +35,14 @@ def attend(q, k, v, positions, scale: float, window: int | None = None, blocks: 
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, is_causal=mask is None, scale=scale, enable_gqa=grouped
     )
+
+
+def kernels_for(device: torch.device):
+    """A context for a forward: without gradients no kernels of cuDNN, which torch prefers on newer GPUs. They are built
+    for every new shape, for tens of milliseconds: nothing in training, but answers and questions have all lengths."""
+    if torch.is_grad_enabled() or device.type != "cuda":
+        return nullcontext()
+    return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 
 
 def by_blocks(device: torch.device) -> bool:

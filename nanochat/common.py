@@ -33,6 +33,7 @@ PEAK_FLOPS = {
     "H100": 989e12,
     "A100": 312e12,
     "L40S": 362e12,
+    "L40": 181e12,
     "L4": 121e12,
     "A10G": 70e12,
     "RTX 5090": 209.5e12,
@@ -146,7 +147,8 @@ def setup(device: str = "auto") -> Iterator[Dist]:
         torch.set_float32_matmul_precision("high")
     if world_size > 1:
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=timedelta(minutes=10))
+        device_id = chosen if chosen.type == "cuda" else None
+        dist.init_process_group(backend, timeout=timedelta(minutes=10), device_id=device_id)
     try:
         yield Dist(rank, local_rank, world_size, chosen)
     except RuntimeError as error:

@@ -273,7 +273,8 @@ class GPT(nn.Module):
         are weights (B, T); or with reduction="none" the (B, T) losses, which have no gradient. With a cache the rows
         go on at cache.pos, see dev/ARCHITECTURE.md.
         """
-        x = norm(self.features(idx, cache, at))
+        with attention.kernels_for(idx.device):
+            x = norm(self.features(idx, cache, at))
         if targets is not None:
             x, weight, targets_flat = x.flatten(0, 1), self.head.weight, targets.flatten()
             if reduction == "none":

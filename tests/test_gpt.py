@@ -269,6 +269,15 @@ def test_windows_take_the_kernels_that_are_installed(monkeypatch):
     assert attention.window_kernels(cuda) == "AUTO" and "Triton" in attention.windows_by(cuda)
 
 
+def test_only_training_takes_kernels_that_are_built_for_each_shape():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    for device, grad, allowed in (("cuda", True, before), ("cuda", False, False), ("cpu", False, before)):
+        with torch.set_grad_enabled(grad), attention.kernels_for(torch.device(device)):
+            assert torch.backends.cuda.cudnn_sdp_enabled() == allowed
+            assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before
+
+
 @torch.no_grad()
 def test_rows_of_different_lengths_share_a_cache(tiny_model, tiny_config):
     idx = tokens(tiny_config, 3, 12)

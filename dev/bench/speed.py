@@ -12,9 +12,19 @@ from dataclasses import dataclass
 import torch
 
 from nanochat import fp8
-from nanochat.common import Dist, compute_dtype, describe_machine, peak_memory, setup, synchronize, training_dtype
+from nanochat.attention import windows_by
+from nanochat.common import (
+    Dist,
+    compute_dtype,
+    describe_machine,
+    peak_flops,
+    peak_memory,
+    setup,
+    synchronize,
+    training_dtype,
+)
 from nanochat.configurator import parse
-from nanochat.dial import matmul_flops
+from nanochat.dial import matmul_flops, training_bytes
 from nanochat.engine import Engine, Sampling
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import build_optimizers
@@ -39,8 +49,10 @@ class Config:
     """train in 8 bits"""
     device_batch_size: int = 32
     """rows of a micro-batch; halved until it fits the memory"""
+    micro_batches: int = 4
+    """of an optimizer step: as few as --depth chooses on one GPU, or fewer"""
     steps: int = 20
-    """optimizer steps of one micro-batch, of which the median counts; three more go before"""
+    """optimizer steps, of which the median counts; three more go before"""
     batches: tuple[int, ...] = (1, 8, 32, 128)
     """answers at once"""
     answer_tokens: int = 128
@@ -61,26 +73,37 @@ class Words:
         return b"." * len(list(ids))
 
 
-def median_step(model: GPT, rows: int, cfg: Config, dist: Dist) -> float:
-    """Seconds of an optimizer step on one micro-batch."""
-    torch._dynamo.reset()  # what was compiled before holds memory, and a second shape would be compiled for all
+def median_step(model: GPT, optimizers: list, rows: int, cfg: Config, dist: Dist) -> tuple[float, float]:
+    """Seconds of an optimizer step, and of the first one, which waits for the compiler."""
+    torch._dynamo.reset()  # what was compiled before holds memory
     forward = model.compiled()
-    optimizers = build_optimizers(model, dist)
-    idx = torch.randint(cfg.vocab_size, (rows, cfg.max_seq_len + 1), device=dist.device)
-    batch, seconds = Batch(idx[:, :-1].contiguous(), idx[:, 1:].contiguous()), []
+    idx = torch.randint(cfg.vocab_size, (cfg.micro_batches, rows, cfg.max_seq_len + 1), device=dist.device)
+    batches = [Batch(rows[:, :-1].contiguous(), rows[:, 1:].contiguous()) for rows in idx]
+    seconds = []
     for _ in range(cfg.steps + 3):
         synchronize(dist.device)
         start = time.perf_counter()
-        train_step(forward, optimizers, [batch], next_token_loss, dist, 0.01, 0.5)
+        train_step(forward, optimizers, batches, next_token_loss, dist, 0.01, 0.5)
         synchronize(dist.device)
         seconds.append(time.perf_counter() - start)
-    return statistics.median(seconds[3:])
+    return statistics.median(seconds[3:]), seconds[0]
+
+
+def rows_to_try(model: GPT, optimizers: list, cfg: Config, device: torch.device) -> int:
+    """The most that should fit, by the rule of dial.py: to find out by trying, each number would be compiled for."""
+    rows = 2 ** (cfg.device_batch_size.bit_length() - 1)
+    if device.type != "cuda":
+        return rows
+    room, number = 0.9 * torch.cuda.mem_get_info(device)[1], model.compute_dtype.itemsize
+    while rows > 1 and training_bytes(model, optimizers, rows, 1, device.type, number) > room:
+        rows //= 2
+    return rows
 
 
 def training(model: GPT, cfg: Config, dist: Dist, peak: float) -> str:
     def attempt(rows: int) -> bool:
-        nonlocal seconds
-        seconds = median_step(model, rows, cfg, dist)
+        nonlocal seconds, first
+        seconds, first = median_step(model, optimizers, rows, cfg, dist)
         return True
 
     def clear() -> None:
@@ -88,13 +111,16 @@ def training(model: GPT, cfg: Config, dist: Dist, peak: float) -> str:
         if dist.device.type == "cuda":
             torch.cuda.empty_cache()
 
-    seconds = 0.0
+    seconds = first = 0.0
+    optimizers = build_optimizers(model, dist)
     if dist.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats()
-    rows = largest_that_fits(cfg.device_batch_size, attempt, clear)
-    speed = rows * cfg.max_seq_len / seconds
-    share = speed * model.flops_per_token() / peak
-    return f"{rows:>6}{1e3 * seconds:>12.1f}{speed:>14,.0f}{share:>12.1%}{peak_memory(dist.device) / 2**30:>12.1f}"
+    rows = largest_that_fits(rows_to_try(model, optimizers, cfg, dist.device), attempt, clear)
+    speed = cfg.micro_batches * rows * cfg.max_seq_len / seconds
+    flops, published = speed * model.flops_per_token(), peak_flops(dist.device)
+    mfu = f"{flops / published:.1%}" if published else "-"
+    memory = peak_memory(dist.device) / 2**30
+    return f"{rows:>6}{1e3 * seconds:>11.1f}{speed:>13,.0f}{flops / peak:>9.1%}{mfu:>14}{memory:>8.1f}{first:>14.1f}"
 
 
 def answering(model: GPT, count: int, cfg: Config, dist: Dist, bandwidth: float) -> str:
@@ -141,6 +167,7 @@ def main(cfg: Config) -> None:
         print(f"{machine['device']} ({machine['processor']}), torch {machine['torch']}, commit {machine['commit']}")
         print(f"matrix products {peak / 1e12:.2f} TFLOP/s, copying {bandwidth / 1e9:.0f} GB/s, both measured now")
         window = cfg.window if dist.device.type == "cuda" else 0
+        print(f"windows of {window} tokens by {windows_by(dist.device)}" if window else "no windows")
         for depth in cfg.depths:
             model = GPT(GPTConfig.from_depth(depth, cfg.vocab_size, cfg.max_seq_len, window)).to(dist.device)
             if cfg.fp8:
@@ -148,7 +175,8 @@ def main(cfg: Config) -> None:
                 model.use_fp8()
             model.init_weights(torch.Generator(dist.device).manual_seed(0))
             model.compute_dtype = training_dtype(dist.device)
-            print(f"\ndepth {depth}\n  training{'rows':>6}{'ms a step':>12}{'tokens/s':>14}{'of peak':>12}{'GiB':>12}")
+            heads = f"{'rows':>6}{'ms a step':>11}{'tokens/s':>13}{'of peak':>9}{'of published':>14}{'GiB':>8}"
+            print(f"\ndepth {depth}\n  training{heads}{'first step, s':>14}")
             print(f"          {training(model, cfg, dist, peak)}", flush=True)
             model.compute_dtype = compute_dtype(dist.device)
             print(f"  answers {'at once':>6}{'prompts, s':>11}{'tokens/s':>14}{'bandwidth':>12}")
