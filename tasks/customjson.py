@@ -9,15 +9,12 @@ from pathlib import Path
 
 from nanochat.answer import Completion
 from nanochat.dataset import is_held_out
+from nanochat.tokenizer import checked_messages
 from tasks.common import Task, reference_text
-
-PART_TYPES = ("text", "python", "python_output")
 
 
 class CustomJSON(Task):
     """Conversations of a file. A conversation's own hash decides whether it is held out for the test."""
-
-    short = False
 
     def __init__(self, path: str | Path, split: str = "train", held_out: float = 0.05):
         super().__init__(split)
@@ -59,33 +56,11 @@ def read_conversations(path: Path) -> list[tuple[str, dict]]:
 
 def check_conversation(value) -> dict:
     """The conversation, as the tokenizer renders it. ValueError that says what is wrong and what is expected."""
-    messages = value.get("messages") if isinstance(value, dict) else value
-    if not isinstance(messages, list) or not messages:
-        raise ValueError('expected {"messages": [...]} or a list of messages.')
-    turns = messages[1:] if isinstance(messages[0], dict) and messages[0].get("role") == "system" else messages
-    if not turns or len(turns) % 2:
+    conversation = value if isinstance(value, dict) else {"messages": value}
+    turns = checked_messages(conversation)
+    if turns[-1][0] != "assistant":
         raise ValueError("a conversation must end with an answer of the assistant.")
-    for place, message in enumerate(messages):
-        if not isinstance(message, dict) or set(message) < {"role", "content"}:
-            raise ValueError(f'message {place + 1} must be {{"role": ..., "content": ...}}.')
-        if place == 0 and len(turns) < len(messages):
-            expected = "system"
-        else:
-            expected = ("user", "assistant")[(place - (len(messages) - len(turns))) % 2]
-        if message["role"] != expected:
-            raise ValueError(f"message {place + 1} has the role {message['role']!r} where {expected!r} is due.")
-        check_content(message["content"], place + 1, may_have_parts=expected == "assistant")
-    return {"messages": messages}
-
-
-def check_content(content, number: int, may_have_parts: bool) -> None:
-    """A text, or for the assistant a list of parts."""
-    if isinstance(content, str) and content.strip():
-        return
-    if not (may_have_parts and isinstance(content, list) and content):
-        raise ValueError(f"message {number} needs content: a text{' or a list of parts' if may_have_parts else ''}.")
-    for part in content:
-        if not isinstance(part, dict) or part.get("type") not in PART_TYPES or not isinstance(part.get("text"), str):
-            raise ValueError(
-                f'message {number} has a part that is not {{"type": one of {", ".join(PART_TYPES)}, "text": a text}}.'
-            )
+    for number, message in enumerate(conversation["messages"]):
+        if isinstance(message["content"], str) and not message["content"].strip():
+            raise ValueError(f"Message {number} of the conversation is blank.")
+    return {"messages": conversation["messages"]}

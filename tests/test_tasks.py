@@ -402,6 +402,7 @@ BROKEN = {
     "no answer": json.dumps([{"role": "user", "content": "Hi"}]),
     "no content": json.dumps([{"role": "user"}, {"role": "assistant", "content": "x"}]),
     "an empty text": json.dumps(exchange("", "x")),
+    "blanks for a text": json.dumps(exchange("Hi", " \n")),
     "the wrong role": json.dumps([*reversed(exchange("Hi", "x"))]),
     "two users": json.dumps([{"role": "user", "content": "Hi"}] * 2),
     "parts of a user": json.dumps([{"role": "user", "content": GOOD["messages"][1]["content"]}, exchange("", "x")[1]]),
