@@ -8,7 +8,6 @@ Activations, keys and values are fp32; the weights need not be.
 """
 
 import functools
-import sys
 import threading
 
 import numba
@@ -18,7 +17,7 @@ from numba import prange
 
 from nanochat.cpu_matmul import TILE, matmul, tiles
 from nanochat.gpt import GATE_CHANNELS, GPT, SOFTCAP, rotary_angles
-from nanochat.native import compiled, exp
+from nanochat.native import compiled, exp, said_if_slow
 
 MOST_ROWS = 64  # in one call
 LITTLE_WORK = 5e6  # products, which take less time than a second thread to come
@@ -59,7 +58,7 @@ class CpuForward:
         self.scores = np.zeros((rows, c.n_head, length), np.float32)
         self.load(model)
         start_threads()
-        with said("compiling the model for this CPU, once ..."):
+        with said_if_slow("compiling the model for this CPU, once ..."):
             self.decode([0], [0], [0], [-1])
 
     @staticmethod
@@ -151,20 +150,6 @@ def start_threads() -> None:
 
 def most_threads() -> int:
     return max(1, min(torch.get_num_threads(), numba.config.NUMBA_NUM_THREADS))
-
-
-class said:
-    """Prints a message if what it surrounds takes more than two seconds."""
-
-    def __init__(self, message: str):
-        self.timer = threading.Timer(2, print, [message], {"file": sys.stderr, "flush": True})
-        self.timer.daemon = True
-
-    def __enter__(self):
-        self.timer.start()
-
-    def __exit__(self, *error):
-        self.timer.cancel()
 
 
 # ---------------------------------------------------------------------------------------------------------------------

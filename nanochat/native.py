@@ -8,7 +8,8 @@ import re
 import sys
 import threading
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numba
@@ -39,9 +40,8 @@ class Kernel:
     lock = threading.Lock()
 
     def __init__(self, function: Callable, signature: tuple, nrt: bool, vector: bool):
-        function.__qualname__ += source_stamp(Path(function.__code__.co_filename))  # a part of the file's name on disk
         options = {"fastmath": {"reassoc", "contract", "arcp"}, "error_model": "numpy"} if vector else {}
-        self.dispatcher = numba.njit(cache=True, nogil=True, _nrt=nrt, **options)(function)
+        self.dispatcher = compiled(_nrt=nrt, **options)(function)
         self.signature, self.ready = signature, False
 
     def __call__(self, *args):
@@ -53,16 +53,22 @@ class Kernel:
     def compile(self) -> None:
         if self.ready:  # by another thread, while this one waited
             return
-        message = "compiling for this machine, once ..."
-        timer = threading.Timer(2, print, [message], {"file": sys.stderr, "flush": True})
-        timer.daemon = True
-        timer.start()
-        try:
+        with said_if_slow("compiling for this machine, once ..."):
             self.dispatcher.compile(self.signature)
-        finally:
-            timer.cancel()
         self.dispatcher.disable_compile()  # other types are a mistake
         self.ready = True
+
+
+@contextmanager
+def said_if_slow(message: str) -> Iterator[None]:
+    """Print a message if what is done meanwhile takes more than two seconds."""
+    timer = threading.Timer(2, print, [message], {"file": sys.stderr, "flush": True})
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 @functools.cache
