@@ -33,7 +33,9 @@ def require(name: str) -> dict:
         return read_manifest(path)
     flags = {"wiki": "--source wiki"} | {source: f"-n 8 --source {source}" for source in PUBLISHED}
     command = f"python -m nanochat.dataset {flags.get(name, f'--from PATH --name {name}')}"
-    raise SystemExit(f"There is no complete dataset '{name}' in {data_dir(name)}. Make it: {command}")
+    here = sorted(manifest.parent.name for manifest in (base_dir() / "data").glob("[!.]*/manifest.json"))
+    instead = "".join(f"\nOr take what is here: --data={other}" for other in here if other != name)
+    raise SystemExit(f"There is no complete dataset '{name}' in {data_dir(name)}. Make it: {command}{instead}")
 
 
 def shards(name: str, split: str) -> list[Path]:

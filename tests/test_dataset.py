@@ -325,6 +325,9 @@ def test_missing_datasets_name_their_command():
     ):
         with pytest.raises(SystemExit, match=f"python -m nanochat.dataset {command}"):
             next(dataset.documents(name, "train"))
+    dataset.prepare("mine", ((t, t) for t in texts(40)), "somewhere", "1")
+    with pytest.raises(SystemExit, match="Make it: .*\nOr take what is here: --data=mine$"):
+        dataset.require("climbmix")
     for name in ("../x", "", ".", "a/b"):
         with pytest.raises(SystemExit, match="no name for a dataset"):
             dataset.require(name)
