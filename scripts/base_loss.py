@@ -4,6 +4,7 @@ python -m scripts.base_loss
 """
 
 import time
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 
 import torch
@@ -14,6 +15,7 @@ from nanochat.configurator import parse
 from nanochat.dataloader import Batches, DocumentSource
 from nanochat.engine import Engine, Sampling
 from nanochat.loss_eval import evaluate_bpb
+from nanochat.trainer import Batch
 
 PROMPTS = (
     "The capital of France is",
@@ -56,11 +58,12 @@ def main(cfg: Config) -> None:
         token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(dist.device)
         metrics = {}
         for split in ("train", "val"):
-            progress = Progress(f"Loss on {split}", 1, "split", dist)
+            progress = Progress(f"Loss on {split}", 1, "%", dist)
             source = DocumentSource.open(tokenizer, name, split, model.config.sequence_len, None)
             rows = cfg.device_batch_size * dist.world_size
             batches = Batches(source, rows, cfg.device_batch_size, dist, epochs=1)
-            metrics[f"{split}_bpb"] = evaluate_bpb(model, batches, token_bytes, dist, cfg.eval_tokens)
+            seen = shown(batches, progress, cfg.eval_tokens // dist.world_size)
+            metrics[f"{split}_bpb"] = evaluate_bpb(model, seen, token_bytes, dist, cfg.eval_tokens)
             progress.update(1, bits_per_byte=f"{metrics[f'{split}_bpb']:.4f}")
         if dist.is_main:
             engine = Engine(model, tokenizer, max_batch=len(PROMPTS))
@@ -81,6 +84,15 @@ def main(cfg: Config) -> None:
                 },
             )
         dist.barrier()
+
+
+def shown(batches: Batches, progress: Progress, most: int) -> Iterator[list[Batch]]:
+    """The batches, and on the progress line how far they are through the text or through `most` tokens of this rank."""
+    tokens = 0
+    for step in batches:
+        yield step
+        tokens += sum(batch.inputs.numel() for batch in step)
+        progress.update(min(0.999, max(batches.progress, tokens / most)))
 
 
 if __name__ == "__main__":
