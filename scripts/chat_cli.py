@@ -20,8 +20,9 @@ from prompt_toolkit.key_binding import KeyBindings
 from tyro.conf import arg
 
 from nanochat import checkpoint_manager
-from nanochat.common import base_dir, compute_dtype, pick_device
+from nanochat.common import STAGES, base_dir, compute_dtype, pick_device
 from nanochat.configurator import parse
+from nanochat.cpu_matmul import KINDS
 from nanochat.engine import Completion, Engine, Sampling
 from nanochat.execution import open_sandbox
 from nanochat.files import write_json
@@ -46,7 +47,7 @@ class Config:
 
     prompt: Annotated[str | None, arg(aliases=["-p"])] = None
     """print the answer to this, and nothing else, and exit"""
-    source: Annotated[Literal["base", "mid", "sft", "rl"], arg(aliases=["-i"])] = "sft"
+    source: Annotated[Literal[STAGES], arg(aliases=["-i"])] = "sft"
     """stage of the model"""
     model_tag: Annotated[str | None, arg(aliases=["-g"])] = None
     """which model; by default the newest"""
@@ -67,7 +68,7 @@ class Config:
     calculator"""
     sandbox: Literal["strict", "basic"] = "strict"
     """least level of the sandbox for --python"""
-    weights: Literal["float32", "bfloat16", "int8"] = "bfloat16"
+    weights: Literal[KINDS] = "bfloat16"
     """on a CPU: smaller weights are faster, and less exact (see dev/LOG.md); a GPU has its own type"""
     device: str = "auto"
     """auto, cuda, mps or cpu"""

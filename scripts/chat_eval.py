@@ -11,13 +11,13 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from nanochat import checkpoint_manager, report
-from nanochat.chat_eval import CHAT_CORE, Score, chat_core, evaluate
-from nanochat.common import Dist, compute_dtype, describe_machine, setup
+from nanochat.chat_eval import CHAT_CORE, chat_core, evaluate
+from nanochat.common import STAGES, Dist, compute_dtype, describe_machine, setup
 from nanochat.configurator import parse
 from nanochat.contamination import explain, mark_seen
 from nanochat.engine import Engine
 from nanochat.execution import SandboxError, accept_level
-from nanochat.score import score_console, score_table
+from nanochat.score import Score, score_console, score_table
 from tasks.common import Task, visible_text
 from tasks.registry import evaluation_tasks
 
@@ -28,7 +28,7 @@ SAMPLES = {"WhatIs": 10}  # transcripts that go into the report: the first ones,
 class Config:
     """What a chat model can do: accuracy on chat tasks, with intervals, and ChatCORE."""
 
-    source: Annotated[Literal["base", "mid", "sft", "rl"], arg(aliases=["-i"])] = "sft"
+    source: Annotated[Literal[STAGES], arg(aliases=["-i"])] = "sft"
     """stage of the model"""
     tasks: Annotated[tuple[str, ...], arg(aliases=["-a"])] = ()
     """names of tasks, such as ARC-Easy GSM8K Spelling; by default all that this machine has the files for"""

@@ -18,8 +18,9 @@ import uvicorn
 
 from nanochat import checkpoint_manager
 from nanochat.checkpoint_manager import Checkpoint
-from nanochat.common import compute_dtype, pick_device
+from nanochat.common import STAGES, compute_dtype, pick_device
 from nanochat.configurator import parse
+from nanochat.cpu_matmul import KINDS
 from nanochat.engine import Engine
 from nanochat.execution import open_sandbox
 from nanochat.pages import create_waiting_app
@@ -32,8 +33,8 @@ from nanochat.watch import list_runs
 class Config:
     """Talk to the model in a browser, or through any OpenAI client."""
 
-    source: Annotated[str, tyro.conf.arg(aliases=["-i"])] = "sft"
-    """stage of the model: base, mid, sft or rl"""
+    source: Annotated[Literal[STAGES], tyro.conf.arg(aliases=["-i"])] = "sft"
+    """stage of the model"""
     model_tag: Annotated[str | None, tyro.conf.arg(aliases=["-g"])] = None
     """name of the model's folder; by default the newest"""
     step: Annotated[int | None, tyro.conf.arg(aliases=["-s"])] = None
@@ -50,7 +51,7 @@ class Config:
     """other web sites whose pages may call the API, such as https://example.org"""
     gpus: int = 0
     """GPUs to use, each with a copy of the model; 0: all that there are"""
-    weights: Literal["float32", "bfloat16", "int8"] = "bfloat16"
+    weights: Literal[KINDS] = "bfloat16"
     """on a CPU: smaller weights are faster, and less exact (see dev/LOG.md); a GPU has its own type"""
     max_batch: int = 8
     """answers that are written at the same time, on each GPU"""

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 from tyro.conf import arg
 
 from nanochat import checkpoint_manager
-from nanochat.common import base_dir
+from nanochat.common import STAGES, base_dir
 from nanochat.configurator import parse
 from nanochat.export import export
 
@@ -22,7 +22,7 @@ class Config:
 
     to: Literal["hf", "torch", "gguf"] = "hf"
     """hf: for transformers and what is built on it; torch: one file of plain PyTorch; gguf: says why there is none"""
-    source: Annotated[Literal["base", "mid", "sft", "rl"], arg(aliases=["-i"])] = "sft"
+    source: Annotated[Literal[STAGES], arg(aliases=["-i"])] = "sft"
     """stage of the model"""
     model_tag: Annotated[str | None, arg(aliases=["-g"])] = None
     """which model; by default the newest"""

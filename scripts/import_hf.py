@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from nanochat import checkpoint_manager, import_hf
+from nanochat.common import STAGES
 from nanochat.configurator import parse
 from nanochat.trainer import State
 
@@ -20,7 +21,7 @@ class Config:
 
     path: Positional[str]
     """a folder, or a name on the Hugging Face hub, from which it is then downloaded"""
-    source: Annotated[Literal["base", "mid", "sft", "rl"], arg(aliases=["-i"])] = "sft"
+    source: Annotated[Literal[STAGES], arg(aliases=["-i"])] = "sft"
     """which stage it has gone through"""
     model_tag: Annotated[str, arg(aliases=["-g"])] = "imported"
     """the name that it gets"""

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from nanochat.common import base_dir, pick_device, training_dtype
+from nanochat.common import STAGES, base_dir, pick_device, training_dtype
 from nanochat.configurator import parse
 from nanochat.dial import USUAL_SHARE
 from nanochat.files import read_json, write_json
@@ -82,7 +82,7 @@ def main(cfg: Config) -> None:
     if cfg.fresh or not before.exists() or read_json(before) != sizes:
         # What an earlier quickstart with other settings made is not gone on with.
         shutil.rmtree(folder, ignore_errors=True)
-        for stage in ("base", "mid", "sft", "rl"):
+        for stage in STAGES:
             shutil.rmtree(base_dir() / "checkpoints" / stage / "quickstart", ignore_errors=True)
         shutil.rmtree(base_dir() / "report", ignore_errors=True)
         write_json(before, sizes)

@@ -12,7 +12,6 @@ import importlib.metadata
 import json
 import os
 import time
-import unicodedata
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -23,6 +22,7 @@ import torch
 from nanochat import dataset, report
 from nanochat.common import base_dir, describe_machine
 from nanochat.configurator import parse
+from nanochat.corpus import script_of
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 SAMPLE_CHARS = 2_000_000  # of each split
@@ -216,7 +216,7 @@ def script(text: str) -> str:
     """Of the first letter, as the Unicode names say; else what kind of token it is."""
     for character in text:
         if character.isalpha():
-            return unicodedata.name(character, "unnamed").split()[0].split("-")[0].capitalize()
+            return script_of(character)
     if "\ufffd" in text:
         return "part of a character"
     if any(character.isdigit() for character in text):
