@@ -1,8 +1,8 @@
 """The shapes of OpenAI's HTTP API: what clients send, checked and turned into our words, and what they get back.
 
 In: JSON bodies. Out: conversations, Samplings, and dicts that the official client libraries understand.
-Our extensions: top_k, min_p, repetition_penalty, begin_with, token ids beside logprobs, and the parts of an answer that
-used a tool.
+Our extensions: top_k, min_p, repetition_penalty, begin_with, truncation, token ids beside logprobs, and the parts of an
+answer that used a tool.
 """
 
 from typing import Annotated, Any, Literal
@@ -153,6 +153,8 @@ class ChatRequest(SamplingRequest):
     response_format: ResponseFormat | None = None
     begin_with: Text | Annotated[list[TokenId], Field(max_length=2**20)] | None = None
     """What the answer begins with, whatever the model says: text, or token ids as `ids` beside logprobs gave them."""
+    truncation: Literal["auto", "disabled"] | None = None
+    """auto: a conversation that leaves less than a quarter of the context for the answer loses its oldest turns."""
 
     @field_validator("tools", "functions")
     @classmethod
@@ -191,11 +193,15 @@ class ChatRequest(SamplingRequest):
             )
         return {"messages": turns}
 
-    def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
-        """What the model reads before its answer. Refusal if the conversation makes no sense."""
+    def prompt_ids(self, tokenizer: Tokenizer, context: int = 0, begun: int = 0) -> tuple[list[int], int]:
+        """What the model reads before its answer, and how many messages were left out to make room for it. Refusal if
+        the conversation makes no sense."""
         conversation = self.conversation()
         try:
-            return tokenizer.render_for_completion(conversation).tolist()
+            if self.truncation != "auto":
+                return tokenizer.render_for_completion(conversation).tolist(), 0
+            ids, left_out = tokenizer.render_recent(conversation, context, begun)
+            return ids.tolist(), left_out
         except ValueError as error:
             raise Refusal(f"messages: {error}", "messages") from error
 
@@ -264,7 +270,7 @@ class TokenizeRequest(BaseModel):
     def prompt_ids(self, tokenizer: Tokenizer) -> list[int]:
         if self.messages is None:
             return tokenizer.encode(self.text).tolist()
-        return ChatRequest.model_construct(messages=self.messages).prompt_ids(tokenizer)
+        return ChatRequest.model_construct(messages=self.messages).prompt_ids(tokenizer)[0]
 
 
 class RenderRequest(BaseModel):

@@ -298,7 +298,7 @@ def _html_sample(sample: Sample) -> str:
 
 
 def smooth(values: list[float]) -> list[float]:
-    """The moving mean of a noisy curve, a twentieth of it wide but narrower at its steep start; a short one as it is."""
+    """The moving mean of a noisy curve, a twentieth of it wide, less at its steep start; a short one as it is."""
     half = len(values) // 40 if len(values) > NOISY else 0
     windows = [values[i - min(i, half) : i + min(i, half) + 1] for i in range(len(values))]
     return [sum(window) / len(window) for window in windows]

@@ -293,7 +293,7 @@ async def unless_gone(request: Request, work) -> dict | None:
 def add_answers(app: FastAPI, worker: Workers, tokenizer: Tokenizer, metrics: Metrics, settings: Settings) -> None:
     grammars = Grammars(tokenizer)
 
-    async def answer(request: Request, body: SamplingRequest, shape, prompts: list, sampling: Sampling):
+    async def answer(request: Request, body: SamplingRequest, shape, prompts: list, sampling: Sampling, **head):
         pairs = [(prompt, replace(sampling, seed=seed)) for prompt in prompts for seed in body.seeds()]
         if len(pairs) > worker.capacity:
             raise Refusal(f"{len(pairs)} answers at once are more than this server's {worker.capacity}; lower n.", "n")
@@ -302,6 +302,7 @@ def add_answers(app: FastAPI, worker: Workers, tokenizer: Tokenizer, metrics: Me
         except ValueError as error:
             raise Refusal(str(error), code="context_length_exceeded" if "context" in str(error) else None) from error
         call = Call(ticket, shape, settings.model_name, prompts, metrics)
+        call.head |= head
         if body.stream:
             return AnswerStream(call, worker, bool(body.stream_options and body.stream_options.include_usage))
         try:
@@ -318,8 +319,9 @@ def add_answers(app: FastAPI, worker: Workers, tokenizer: Tokenizer, metrics: Me
         more = {"tools": body.tool_choice != "none" and grammar is None, "python": settings.python}
         more |= {"begin": begin, "grammar": grammar}
         sampling = body.sampling(settings.defaults, tokenizer.vocab_size, logprobs=top, **more)
-        prompt = await run_in_threadpool(body.prompt_ids, tokenizer)
-        return await answer(request, body, ChatShape(tokenizer), [prompt], sampling)
+        prompt, left_out = await run_in_threadpool(body.prompt_ids, tokenizer, worker.context, len(begin))
+        head = {"left_out": left_out} if left_out else {}
+        return await answer(request, body, ChatShape(tokenizer), [prompt], sampling, **head)
 
     @app.post("/v1/completions")
     async def complete(request: Request, body: CompletionRequest):

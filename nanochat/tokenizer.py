@@ -221,6 +221,21 @@ class Tokenizer:
         ids, _ = self.render_conversation(conversation)
         return np.append(ids, np.array(self.special["<|assistant_start|>"], self.dtype))
 
+    def render_recent(self, conversation: dict, context: int, begun: int = 0) -> tuple[np.ndarray, int]:
+        """`render_for_completion` without its oldest turns, as few as leave a quarter of the context to the answer
+        beyond the `begun` ids that it begins with; and how many messages were left out. A system message and the last
+        question always stay, however long they are."""
+        ids, messages = self.render_for_completion(conversation), conversation["messages"]
+        system = messages[:1] if messages[0]["role"] == "system" else []
+        again = len(self.encode(system[0]["content"] + "\n\n")) if system else 0  # it moves to what is first then
+        limit = 3 * context // 4 - begun
+        questions = np.flatnonzero(ids == self.special["<|user_start|>"])
+        if len(ids) <= limit or len(questions) == 1:
+            return ids, 0
+        short = np.flatnonzero(len(ids) - questions[1:] + 1 + again <= limit)
+        left_out = 2 * (int(short[0]) + 1 if len(short) else len(questions) - 1)
+        return self.render_for_completion({"messages": [*system, *messages[len(system) + left_out :]]}), left_out
+
 
 def checked_messages(conversation: dict) -> list[tuple[str, list[tuple[str, str]]]]:
     """(role, [(kind, text), ...]) of every turn, a system message made part of the first user message.

@@ -165,24 +165,24 @@ class Chat:
         self.engine, self.sampling, self.system, self.base = engine, sampling, "", base
         self.messages: list[dict] = []
 
-    def tokens(self, messages: list[dict]) -> list[int]:
-        """What the model reads before it says something."""
+    def tokens(self, messages: list[dict]) -> tuple[list[int], int]:
+        """What the model reads before it says something, and how many messages do not fit in its context any more."""
         tokenizer = self.engine.tokenizer
         if self.base:
-            return [tokenizer.bos_id, *tokenizer.encode(messages[-1]["content"]).tolist()]
+            return [tokenizer.bos_id, *tokenizer.encode(messages[-1]["content"]).tolist()], 0
         instructions = [{"role": "system", "content": self.system}] if self.system else []
-        return tokenizer.render_for_completion({"messages": [*instructions, *messages]}).tolist()
+        conversation = {"messages": [*instructions, *messages]}
+        ids, left_out = tokenizer.render_recent(conversation, self.engine.max_context)
+        return ids.tolist(), left_out
 
     def say(self, text: str, before: list[dict] | None = None) -> Completion:
         """Print the answer as it comes, `before` being what was said until now, by default all of it. Ctrl-C stops it,
         and what was said stays in the conversation.
 
-        ValueError if the conversation does not fit in the context any more; then it is as before."""
+        ValueError if the text alone does not fit in the context; then the conversation is as before."""
         asked = [*(self.messages if before is None else before), {"role": "user", "content": text}]
-        try:
-            request = self.engine.submit(self.tokens(asked), self.sampling)
-        except ValueError as error:
-            raise ValueError(f"{error} /new begins another conversation.") from error
+        ids, left_out = self.tokens(asked)
+        request = self.engine.submit(ids, self.sampling)
         shown = open_answer()
         with interruptible() as is_interrupted:
             while not request.finished:
@@ -200,6 +200,8 @@ class Chat:
         }
         if answer.finish_reason in notes:
             print(dim(f"({notes[answer.finish_reason]})"), file=sys.stderr, flush=True)
+        if left_out:
+            print(dim(f"(the first {left_out} messages no longer fit in the context)"), file=sys.stderr, flush=True)
         if answer.parts:
             self.messages = [*asked, {"role": "assistant", "content": answer.parts}]
         return answer

@@ -57,7 +57,7 @@ class Config:
     """answers that are written at the same time, on each GPU"""
     max_queue: int = 32
     """requests that may wait for a place, for each GPU; the next is told to come back later"""
-    temperature: float = 0.8
+    temperature: float = 0.6
     """default of requests that name none; 0 is greedy"""
     top_k: int = 50
     """default: choose among so many tokens; 0: all"""

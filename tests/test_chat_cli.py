@@ -130,12 +130,21 @@ def test_what_cannot_be_tried_again_is_kept(tiny_tokenizer, capsys):
     assert "the context holds 64" in capsys.readouterr().out and len(chat.messages) == 2
 
 
-def test_a_conversation_that_is_full_says_so_and_goes_on(tiny_tokenizer, capsys):
+def test_a_message_that_is_too_long_says_so_and_is_forgotten(tiny_tokenizer, capsys):
     chat = saying(tiny_tokenizer, "Yes.", "<|assistant_end|>", sequence_len=64)
     talk(chat, iter(["fine", "x y z " * 60, "fine"]))
     out = capsys.readouterr().out.splitlines()
-    assert out[0] == out[2] == "Yes." and "the context holds 64" in out[1] and "/new" in out[1]
+    assert out[0] == out[2] == "Yes." and "the context holds 64" in out[1]
     assert len(chat.messages) == 4
+
+
+def test_a_conversation_that_is_full_goes_on_without_its_beginning(tiny_tokenizer, capsys):
+    chat = saying(tiny_tokenizer, "Yes.", "<|assistant_end|>", sequence_len=64)
+    talk(chat, iter(["One more?"] * 12))
+    printed = capsys.readouterr()
+    assert printed.out == "Yes.\n" * 12 and len(chat.messages) == 24
+    notes = [int(n) for n in re.findall(r"the first (\d+) messages no longer fit", printed.err)]
+    assert len(notes) > 5 and notes == sorted(notes) and all(n % 2 == 0 for n in notes)
 
 
 def test_tool_calls_are_shown_on_a_terminal_only(tiny_tokenizer, capsys, monkeypatch):

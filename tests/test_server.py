@@ -127,6 +127,22 @@ def test_a_stream_says_what_the_whole_answer_says(real, options):
     assert (len(set(texts.values())) == 1) == (options["temperature"] == 0)
 
 
+def test_a_conversation_that_is_too_long(real):
+    """By itself it is refused, as clients expect; with truncation the oldest turns make room, and how many is said."""
+    messages = [{"role": "assistant" if i % 2 else "user", "content": "word " * 20} for i in range(31)]
+    ask = {"model": "nanochat-tiny", "messages": messages, "max_tokens": 2, "temperature": 0}
+    with pytest.raises(openai.BadRequestError) as refused:
+        real.chat.completions.create(**ask)
+    assert refused.value.code == "context_length_exceeded"
+    short = real.chat.completions.create(**ask, extra_body={"truncation": "auto"})
+    assert 0 < short.left_out < 31 and short.left_out % 2 == 0
+    rest = real.chat.completions.create(**{**ask, "messages": messages[short.left_out :]})
+    assert rest.choices == short.choices and rest.usage.prompt_tokens == short.usage.prompt_tokens
+    stream = real.chat.completions.create(**ask, stream=True, extra_body={"truncation": "auto"})
+    assert {chunk.left_out for chunk in stream} == {short.left_out}
+    assert "left_out" not in rest.model_dump()
+
+
 def test_logprobs(real):
     options = {"model": "nanochat-tiny", "messages": HELLO, "max_tokens": 20, "temperature": 0, "logprobs": True}
     whole = real.chat.completions.create(**options, top_logprobs=3)

@@ -228,6 +228,21 @@ def test_completion_leaves_out_the_reference_answer(tokenizer):
     assert prompt.dtype == ids.dtype
 
 
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.text(min_size=1, max_size=30), min_size=1, max_size=9), st.booleans(), st.integers(0, 200))
+def test_the_oldest_turns_make_room(tokenizer, texts, instructed, context):
+    """Beside the obvious way: leave out one turn more until it fits."""
+    turns = [{"role": "assistant" if i % 2 else "user", "content": text} for i, text in enumerate(texts)]
+    turns = turns[: len(turns) - 1 + len(turns) % 2]  # the last one is a question
+    head = [{"role": "system", "content": "Be brief."}] if instructed else []
+    for left_out in range(0, len(turns), 2):
+        expected = tokenizer.render_for_completion({"messages": head + turns[left_out:]})
+        if len(expected) <= 3 * context // 4 - 5:
+            break
+    ids, found = tokenizer.render_recent({"messages": head + turns}, context, begun=5)
+    assert (ids.tolist(), found) == (expected.tolist(), left_out)
+
+
 @settings(max_examples=200, deadline=None)
 @given(user_text.map("".join), user_text.map("".join))
 def test_special_tokens_are_inert_in_text(tokenizer, question, answer):

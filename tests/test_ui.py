@@ -183,6 +183,13 @@ def test_an_answer_streams_and_stays(open_page, size, watch):
         "You said: Who are you?"
     )  # for a screen reader, once, when complete
     ask(page, "And <b>now</b>?")
+    show_sidebar(page)
+    page.get_by_role("button", name="New chat").click()
+    ask(page, "A question whose title is longer than the width of any phone that we have seen")
+    assert page.evaluate("innerWidth") == size["viewport"]["width"]  # a phone zooms out if anything is too wide
+    assert page.evaluate("document.documentElement.scrollHeight") == size["viewport"]["height"]
+    show_sidebar(page)
+    page.locator(".chat-open").last.click()
     assert page.locator(".bubble").nth(1).inner_text() == "And <b>now</b>?"
     page.reload()
     expect(page.locator(".message")).to_have_count(4)
@@ -190,7 +197,7 @@ def test_an_answer_streams_and_stays(open_page, size, watch):
     page.get_by_role("button", name="New chat").click()
     expect(page.locator("#empty")).to_be_visible()
     show_sidebar(page)
-    page.locator(".chat-open").click()
+    page.locator(".chat-open").last.click()
     expect(page.locator(".message")).to_have_count(4)
     assert fits(page) and not watch
 
@@ -203,7 +210,7 @@ def test_it_streams_while_the_model_writes_and_can_be_stopped(open_page, engine,
     expect(page.locator(".answer .body")).to_contain_text("slowly slowly")
     expect(page.locator(".answer .rate")).to_contain_text("tokens/s")
     page.get_by_role("button", name="Stop the answer").click()
-    expect(page.locator(".answer .note")).to_have_text("You stopped this answer.")
+    expect(page.locator(".answer .note")).to_have_text("You stopped this answer. Go on")
     page.wait_for_timeout(300)  # for the last rendering
     length = len(page.locator(".answer .body").inner_text())
     page.wait_for_timeout(300)
@@ -404,6 +411,37 @@ def test_errors_are_readable_and_can_be_retried(open_page, server, size):
     page.fill("#prompt", "word " * 5000)
     send.click()
     expect(alert).to_contain_text("20000")  # the context, in the server's words
+    page.get_by_role("button", name="Edit the message").click()
+    page.get_by_role("textbox", name="Edit your message").fill("short")
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer .body").last).to_contain_text("short")
+
+
+@both_sizes
+def test_a_long_conversation_goes_on_without_its_beginning(open_page, engine, size, watch):
+    page = open_page(**size)
+    for letter in "abc":
+        ask(page, f"{letter} " * 3000)
+    line = page.locator(".horizon")
+    expect(line).to_contain_text("no longer sees what is above: its context holds 20000 tokens")
+    assert line.evaluate("(line) => line.nextElementSibling.querySelector('.bubble').textContent").startswith("b b")
+    assert "a a a" not in engine.asked.text and "b b b" in engine.asked.text
+    page.reload()
+    expect(line).to_have_count(1)
+    assert fits(page) and not watch
+
+
+def test_two_chats_are_answered_at_once(open_page, watch):
+    page = open_page()
+    page.fill("#prompt", "slow")
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer .body")).to_contain_text("slowly")
+    page.keyboard.press("Control+Shift+O")
+    expect(ask(page, "hello").locator(".body")).to_have_text("You said: hello")
+    page.locator(".chat-open", has_text="slow").click()
+    page.get_by_role("button", name="Stop the answer").click()
+    expect(page.locator(".answer .note")).to_contain_text("You stopped this answer.")
+    assert not watch
 
 
 def test_a_key_is_asked_for(browser, engine):
@@ -596,7 +634,7 @@ def test_every_control_works_by_keyboard_alone(open_page, engine, tmp_path, watc
     tab_to(page, named("Send"))
     expect(page.locator(".answer").nth(1).locator(".body")).to_contain_text("slowly")
     tab_to(page, named("Stop the answer"))
-    expect(page.locator(".note")).to_have_text("You stopped this answer.")
+    expect(page.locator(".note")).to_contain_text("You stopped this answer.")
     tab_to(page, named("Copy this answer").first)
     expect(page.locator("#status")).to_have_text("Copied.")
     tab_to(page, named("Edit this message").first)

@@ -1,9 +1,10 @@
 // Talks to the server that served this page: the same OpenAI-compatible API that any other client uses.
 
 export class ApiError extends Error {
-  constructor(status, message, retryAfter) {
+  constructor(status, message, code, retryAfter) {
     super(message);
     this.status = status;
+    this.code = code;
     this.retryAfter = retryAfter;
   }
 }
@@ -24,13 +25,14 @@ async function request(path, key, body, signal) {
     throw new ApiError(0, "The server cannot be reached. Is it still running?");
   }
   if (!response.ok) {
-    let message = `The server answered with status ${response.status}.`;
+    let error = {};
     try {
-      message = (await response.json()).error.message || message;
+      error = (await response.json()).error ?? {};
     } catch {
       // Not our JSON: a proxy's own page. The status says enough.
     }
-    throw new ApiError(response.status, message, Number(response.headers.get("Retry-After")) || undefined);
+    const message = error.message || `The server answered with status ${response.status}.`;
+    throw new ApiError(response.status, message, error.code, Number(response.headers.get("Retry-After")) || undefined);
   }
   return response;
 }

@@ -13,7 +13,7 @@ const $ = (id) => document.getElementById(id);
 let chats = store.loadChats();
 let chat = chats.find((one) => `#${one.id}` === location.hash) ?? store.newChat();
 let modelName = "";
-let writing = null; // {chat, node, controller} of the answer in progress
+const writing = new Map(); // chat -> {node, controller} of its answer in progress
 let toastTimer = 0;
 const rendered = new Map(); // text -> safe HTML, only in memory: HTML is never read back from storage
 const RENDERED_MAX = 500;
@@ -24,11 +24,12 @@ const ALTERNATIVES = 8;
 // Drawing
 
 const actions = {
-  switchTo: (node) => !writing && (store.switchTo(chat, node), save(chat), draw()),
+  switchTo: (node) => !isWriting() && (store.switchTo(chat, node), save(chat), draw()),
   edit: startEditing,
   retry: (node) => removeAndAnswer(node),
-  regenerate: (node) => !writing && answer(chat, node.parent),
-  goOn: (node) => !writing && answer(chat, node.parent, beginOf(node)),
+  shorten: (node) => startEditing(chat.nodes.find((other) => other.id === node.parent)),
+  regenerate: (node) => !isWriting() && answer(chat, node.parent),
+  goOn: (node) => !isWriting() && answer(chat, node.parent, beginOf(node)),
   tokens: toggleTokens,
   isDissected: (node) => dissected.has(node.id),
   open: (other) => openChat(other),
@@ -36,11 +37,14 @@ const actions = {
   remove: removeChat,
 };
 
+const isWriting = () => writing.has(chat);
+
 function draw() {
   const path = store.pathOf(chat);
   $("empty").hidden = path.length > 0;
   $("thread").replaceChildren(...path.map((node) => (node.role === "user" ? view.userMessage : view.answerMessage)(chat, node, actions)));
   for (const node of path) if (node.role === "assistant") drawAnswer(node);
+  drawHorizon(path);
   $("title").textContent = store.titleOf(chat);
   document.title = path.length ? `${store.titleOf(chat)} · nanochat` : "nanochat";
   history.replaceState(null, "", path.length ? `#${chat.id}` : location.pathname); // a reload comes back to this chat
@@ -60,6 +64,21 @@ function drawAnswer(node, blocks = view.blocksOf(node.parts)) {
   view.showBlocks(item.querySelector(".body"), blocks, (text) => rendered.get(text));
   const missing = blocks.filter((block) => block.kind === "text" && !rendered.has(block.text)).map((block) => block.text);
   if (missing.length && !node.writing) render(missing).then((done) => done && itemOf(node) && drawAnswer(node));
+}
+
+// Of the messages that are sent, those that stay when the first `leftOut` turns do not fit (the server joins messages of
+// one role to a turn).
+function seenOf(path, leftOut = 0) {
+  const sent = path.filter(isSent);
+  const first = sent.findIndex((node, index) => node.role !== sent[index - 1]?.role && leftOut-- === 0);
+  return sent.slice(Math.max(0, first));
+}
+
+// A line above the first message that was in the context of the last answer, if others were not.
+function drawHorizon(path = store.pathOf(chat)) {
+  $("thread").querySelector(".horizon")?.remove();
+  const leftOut = path.findLast((node) => node.role === "assistant" && isSent(node))?.left_out;
+  if (leftOut) itemOf(seenOf(path, leftOut)[0])?.before(view.element("li", { class: "horizon" }, `The model no longer sees what is above: its context holds ${$("max_tokens").max || "few"} tokens.`));
 }
 
 // Without HTML the plain text stays on the page, which is a fine answer too.
@@ -84,12 +103,12 @@ function drawList() {
 }
 
 function drawSend() {
-  const stop = writing?.chat === chat;
+  const stop = isWriting();
   $("send").replaceChildren(view.icon(stop ? "stop" : "send"));
   $("send").setAttribute("aria-label", stop ? "Stop the answer" : "Send");
   $("send").title = stop ? "Stop (Esc)" : "Send (Enter)";
   $("send").classList.toggle("stop", stop);
-  $("send").disabled = !stop && (!$("prompt").value.trim() || Boolean(writing));
+  $("send").disabled = !stop && !$("prompt").value.trim();
 }
 
 const nearEnd = () => $("scroll").scrollHeight - $("scroll").scrollTop - $("scroll").clientHeight < 80;
@@ -109,7 +128,7 @@ const announce = (text) => ($("status").textContent = text);
 // Asking
 
 function send(text) {
-  if (writing || !text.trim()) return;
+  if (isWriting() || !text.trim()) return;
   const node = store.addNode(chat, chat.leaf, "user", [{ type: "text", text: text.trim() }]);
   $("prompt").value = "";
   growPrompt();
@@ -117,19 +136,22 @@ function send(text) {
 }
 
 function removeAndAnswer(node) {
-  if (writing) return;
+  if (isWriting()) return;
   chat.nodes = chat.nodes.filter((other) => other !== node);
   chat.leaf = node.parent;
   answer(chat, node.parent);
 }
 
+const isSent = (node) => node.parts.some((part) => part.text);
+
 function requestBody(path, begin) {
-  const messages = path.filter((node) => node.parts.some((part) => part.text)).map((node) => {
+  const messages = path.filter(isSent).map((node) => {
     const plain = node.parts.every((part) => part.type === "text");
     return { role: node.role, content: plain ? store.textOf(node) : node.parts };
   });
   if (settings.system?.trim()) messages.unshift({ role: "system", content: settings.system.trim() });
-  const body = { messages, ...sampling(), logprobs: true }; // with logprobs come the ids, by which an answer can go on
+  // With logprobs come the ids, by which an answer can go on.
+  const body = { messages, ...sampling(), logprobs: true, truncation: "auto" };
   if (begin) body.begin_with = begin;
   return body;
 }
@@ -142,7 +164,7 @@ async function answer(target, parent, begin = null) {
   const controller = new AbortController();
   node.writing = true;
   node.model = modelName;
-  writing = { chat: target, node, controller };
+  writing.set(target, { node, controller });
   if (!chats.includes(target)) chats.unshift(target);
   save(target);
   draw();
@@ -154,15 +176,16 @@ async function answer(target, parent, begin = null) {
     for await (const event of streamChat(requestBody(messages, begin), settings.api_key, controller.signal)) readEvent(node, event, clock);
   } catch (error) {
     if (error.name === "AbortError") node.finish = "stopped";
-    else node.error = describe(error);
+    else Object.assign(node, { error: describe(error), tooLong: error.code === "context_length_exceeded" });
   } finally {
     delete node.writing;
-    writing = null;
+    writing.delete(target);
     await loop.end();
     save(target);
     if (target === chat) {
       const follow = nearEnd();
       drawAnswer(node);
+      drawHorizon();
       drawList();
       drawSend();
       if (follow) toEnd();
@@ -173,6 +196,7 @@ async function answer(target, parent, begin = null) {
 }
 
 function readEvent(node, event, clock) {
+  if (event.left_out) node.left_out = event.left_out;
   const choice = event.choices?.[0];
   if (!choice) return;
   if (choice.finish_reason) node.finish = choice.finish_reason;
@@ -255,7 +279,7 @@ const beginOf = (node) => (node.ids?.length && node.model === modelName ? node.i
 
 // Ask for the answer once more, begun with itself: so its probabilities come, whenever and by whomever it was written.
 async function toggleTokens(node) {
-  if (writing) return;
+  if (isWriting()) return;
   if (dissected.delete(node.id)) return drawAnswer(node);
   dissected.set(node.id, null);
   drawAnswer(node);
@@ -275,14 +299,14 @@ async function toggleTokens(node) {
 }
 
 async function tokensOf(node, begin) {
-  const path = store.pathOf({ ...chat, leaf: node.parent });
+  const path = seenOf(store.pathOf({ ...chat, leaf: node.parent }), node.left_out); // what it was an answer to
   if (node.finish === "length" && Array.isArray(begin)) begin = begin.slice(0, -1); // the context may have no room for one more
   const body = { ...requestBody(path, begin), max_tokens: 1, temperature: 0, top_logprobs: ALTERNATIVES };
   return readTokens(streamChat(body, settings.api_key), begin);
 }
 
 async function goOnFrom(node, token, other) {
-  if (writing) return;
+  if (isWriting()) return;
   const { ids } = dissected.get(node.id);
   const begun = await answer(chat, node.parent, [...ids.slice(0, token.at), other.id]);
   if (!begun.error && chat.nodes.includes(begun)) toggleTokens(begun);
@@ -292,7 +316,7 @@ async function goOnFrom(node, token, other) {
 // Editing, and the list of chats
 
 function startEditing(node) {
-  if (writing) return;
+  if (isWriting()) return;
   const item = itemOf(node);
   const box = view.editor(store.textOf(node),
     (text) => answer(chat, store.addNode(chat, node.parent, "user", [{ type: "text", text }]).id),
@@ -337,7 +361,7 @@ function startRenaming(other) {
 }
 
 function removeChat(other) {
-  if (writing?.chat === other) writing.controller.abort();
+  writing.get(other)?.controller.abort();
   chats = chats.filter((one) => one !== other);
   store.removeChat(other.id);
   if (chat === other) chat = store.newChat();
@@ -355,13 +379,19 @@ async function importFile(file) {
   try {
     const found = store.importChats(await file.text());
     for (const one of found) store.saveChat(one);
-    chats = store.loadChats();
-    chat = chats.find((one) => one.id === chat.id) ?? chat;
-    draw();
+    reload();
     toast(`${found.length} chat${found.length === 1 ? "" : "s"} imported.`);
   } catch {
     toast("That file is not an export of nanochat.");
   }
+}
+
+// What is in storage, but chats that are being answered as they are here.
+function reload() {
+  const here = new Map([...writing.keys()].map((one) => [one.id, one]));
+  chats = store.loadChats().map((one) => here.get(one.id) ?? one);
+  chat = chats.find((one) => one.id === chat.id) ?? chat;
+  draw();
 }
 
 function openSidebar() {
@@ -430,7 +460,7 @@ async function copyFrom(button) {
 function listen() {
   $("composer").addEventListener("submit", (event) => {
     event.preventDefault();
-    if (writing?.chat === chat) writing.controller.abort();
+    if (isWriting()) writing.get(chat).controller.abort();
     else send($("prompt").value);
   });
   $("prompt").addEventListener("input", growPrompt);
@@ -442,9 +472,10 @@ function listen() {
     }
   });
   document.addEventListener("keydown", (event) => {
+    if (event.key.toLowerCase() === "o" && event.shiftKey && (event.ctrlKey || event.metaKey)) (event.preventDefault(), openChat(store.newChat()));
     if (event.key !== "Escape" || $("settings").open) return;
     if (document.body.classList.contains("sidebar-open")) closeSidebar();
-    else if (writing?.chat === chat) writing.controller.abort();
+    else writing.get(chat)?.controller.abort();
   });
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-copy]");
@@ -461,12 +492,7 @@ function listen() {
   $("close-sidebar").addEventListener("click", closeSidebar);
   $("scrim").addEventListener("click", closeSidebar);
   listenToSettings(greet);
-  addEventListener("storage", () => {
-    if (writing) return;
-    chats = store.loadChats();
-    chat = chats.find((one) => one.id === chat.id) ?? chat;
-    draw();
-  });
+  addEventListener("storage", () => isWriting() || reload());
 }
 
 $("examples").append(...EXAMPLES.map((text) => view.element("li", {}, view.element("button", { type: "button", class: "example", onclick: () => send(text) }, text))));

@@ -80,6 +80,7 @@ export function checkChat(value) {
     if (node.stats) kept.stats = { tokens: Number(node.stats.tokens) || 0, rate: Number(node.stats.rate) || 0 };
     if (["stop", "length", "stopped"].includes(node.finish)) kept.finish = node.finish;
     if (Array.isArray(node.ids) && node.ids.every(Number.isInteger)) kept.ids = node.ids;
+    if (Number.isInteger(node.left_out) && node.left_out > 0) kept.left_out = node.left_out;
     if (typeof node.model === "string") kept.model = node.model.slice(0, 200);
     return kept;
   });

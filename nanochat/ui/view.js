@@ -135,14 +135,15 @@ export function answerFoot(chat, node, actions) {
     return foot;
   }
   if (node.error) {
+    const [label, act] = node.tooLong ? ["Edit the message", actions.shorten] : ["Try again", actions.retry];
     foot.append(element("div", { class: "problem", role: "alert" }, element("p", {}, node.error),
-      element("button", { type: "button", class: "text", onclick: () => actions.retry(node) }, "Try again")));
+      element("button", { type: "button", class: "text", onclick: () => act(node) }, label)));
   }
-  if (node.finish === "length") {
-    foot.append(element("p", { class: "note" }, "The answer was cut off at its limit of tokens. ",
-      element("button", { type: "button", class: "text", onclick: () => actions.goOn(node) }, "Go on")));
+  const unfinished = { length: "The answer was cut off at its limit of tokens. ", stopped: "You stopped this answer. " }[node.finish];
+  if (unfinished) {
+    foot.append(element("p", { class: "note" }, unfinished,
+      node.parts.length ? element("button", { type: "button", class: "text", onclick: () => actions.goOn(node) }, "Go on") : null));
   }
-  if (node.finish === "stopped") foot.append(element("p", { class: "note" }, "You stopped this answer."));
   const tools = element("div", { class: "tools" }, pager(chat, node, actions));
   if (node.parts.length) tools.append(copyButton("Copy this answer"));
   if (!node.error) tools.append(iconButton("again", "Answer again", () => actions.regenerate(node)));
