@@ -26,16 +26,17 @@ from nanochat.trainer import State, next_token_loss, train_step
 
 MATMUL = {"cpu": 1024, "mps": 2048, "cuda": 8192}  # side of the matrices that the device is timed with
 USUAL_SHARE = 0.5  # of the device's own matrix products that training reaches, as long as nothing was measured
-# Of the published FLOP/s, by channels: what Karpathy's nanochat reaches in bf16 on H100 at depths 8, 12, 18 and 24.
-SHARE_BY_WIDTH = ((512, 0.40), (768, 0.41), (1152, 0.46), (1536, 0.50))
+# Of the published FLOP/s, by channels: from the tokens a second that Karpathy's nanochat reaches in bf16 on H100 at
+# depths 8, 12, 18 and 24, times our FLOPs a token. His MFU is higher: he counts what the causal mask leaves out, too.
+SHARE_BY_WIDTH = ((512, 0.35), (768, 0.39), (1152, 0.44), (1536, 0.47))
 # Numbers that the layers keep for the backward pass, for each channel of a token. torch.compile saves many of them:
 # 18 is the one with which the published batch sizes fit on GPUs of 80 and 24 GB (tests/test_forecast.py).
 KEPT = {"cpu": 30, "mps": 30, "cuda": 18}
 
 
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a matrix product on this device, the best of five. Of random numbers: with less to switch, a GPU that
-    multiplies ones is a tenth faster."""
+    """FLOP/s of a matrix product on this device, the best of five. Of random numbers: a GPU multiplies
+    ones faster, since less in it switches."""
     a = torch.rand(MATMUL[device.type], MATMUL[device.type], device=device, dtype=dtype)
     best = math.inf
     for _ in range(6):  # the first one warms up
@@ -45,6 +46,12 @@ def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
         synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * len(a) ** 3 / best
+
+
+def usual_window(sequence_len: int, device_type: str) -> int:
+    """Tokens that three of four layers see if nothing is said: a quarter of the context, in whole blocks of 128, on a
+    CUDA GPU if the context is long; else 0, which is all: a window would save no time there."""
+    return 128 * math.ceil(sequence_len / 512) if device_type == "cuda" and sequence_len >= 1024 else 0
 
 
 def usual_share(n_embd: int) -> float:

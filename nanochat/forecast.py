@@ -15,7 +15,7 @@ from rich.table import Table
 
 from nanochat.common import PEAK_FLOPS, Dist, format_seconds
 from nanochat.corpus import SHARD_CHARACTERS
-from nanochat.dial import counts, training_bytes, usual_share
+from nanochat.dial import counts, training_bytes, usual_share, usual_window
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import build_optimizers, horizon
 from nanochat.report_card import GPU_PRICES
@@ -138,7 +138,8 @@ def forecast(
 ) -> Forecast:  # fmt: skip
     """The rules of `--depth` applied to these GPUs. Without a device_batch_size: the largest that fits."""
     with torch.device("meta"):
-        model = GPT(GPTConfig.from_depth(depth, vocab_size, sequence_len))
+        window = usual_window(sequence_len, "cuda")
+        model = GPT(GPTConfig.from_depth(depth, vocab_size, sequence_len, window))
     optimizers = build_optimizers(model, gpus.dist)
     tokens, batch_tokens = horizon(model, ratio)
     rows = whole_rows(total_batch_size or batch_tokens, sequence_len, gpus.dist)

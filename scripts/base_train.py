@@ -12,7 +12,7 @@ from nanochat import fp8
 from nanochat.common import base_dir, setup, training_dtype
 from nanochat.configurator import parse
 from nanochat.dataloader import Batches, DocumentSource
-from nanochat.dial import flops_in, rehearse, show_dial
+from nanochat.dial import flops_in, rehearse, show_dial, usual_window
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.optim import build_optimizers, horizon, warmup_flat_warmdown
@@ -65,8 +65,7 @@ def main(cfg: Config) -> None:
                 f"{checkpoint.path} was trained with another tokenizer than the one in {base_dir() / 'tokenizer'}. "
                 "Leave out --resume to start over, or give the new model another --model_tag."
             )
-        pays = dist.device.type == "cuda" and cfg.max_seq_len >= 1024
-        window = cfg.window if cfg.window is not None else 128 * -(-cfg.max_seq_len // 512) if pays else 0
+        window = usual_window(cfg.max_seq_len, dist.device.type) if cfg.window is None else cfg.window
         config = GPTConfig.from_depth(cfg.depth, tokenizer.vocab_size, cfg.max_seq_len, window)
         model = checkpoint.model if checkpoint else GPT(config).init_weights(torch.Generator().manual_seed(cfg.seed))
         model.to(dist.device)

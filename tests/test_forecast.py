@@ -5,18 +5,19 @@ import re
 import pytest
 
 from nanochat import forecast
-from nanochat.dial import USUAL_SHARE
+from nanochat.dial import USUAL_SHARE, usual_window
 from nanochat.forecast import Gpus
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import horizon
 from scripts.forecast import Config, main
 
-# Karpathy's nanochat in bf16: depth, GPUs, tokens a second as published, and how far off the prediction is.
+# Karpathy's nanochat in bf16: depth, vocabulary, GPUs, tokens a second as published, how far off the prediction is. The
+# first two are fitted (dial.SHARE_BY_WIDTH).
 PUBLISHED_SPEEDS = [
-    (12, "1xH100", 535_000, -0.02),  # its LOG, January 2026: 41% MFU
-    (24, "8xH100", 800_000, +0.02),  # LEADERBOARD, run 1
-    (26, "8xH100", 630_000, +0.04),  # its LOG, February 2026
-    (20, "8xA100", 530_000, -0.24),  # its pull request 147: A100s reach more of their smaller peak
+    (12, 32768, "1xH100", 535_000, -0.01),  # its LOG, January 2026: 41% MFU
+    (24, 32768, "8xH100", 800_000, 0.00),  # LEADERBOARD, run 1
+    (26, 32768, "8xH100", 630_000, +0.01),  # its LOG, February 2026
+    (20, 65536, "8xA100", 530_000, -0.30),  # its pull request 147: A100s reach more of their smaller peak
 ]
 # Which rows at once its users report to fit, and not to fit, on a GPU.
 PUBLISHED_MEMORY = [(20, 32, "8xH100", True), (24, 16, "8xH100", True), (26, 16, "8xH100", True)]
@@ -28,9 +29,9 @@ PUBLISHED_MEMORY += [
 ]
 
 
-@pytest.mark.parametrize(("depth", "gpus", "speed", "error"), PUBLISHED_SPEEDS)
-def test_speed_is_near_what_was_published(depth, gpus, speed, error):
-    run = forecast.forecast(Gpus.parse(gpus), depth)
+@pytest.mark.parametrize(("depth", "vocab_size", "gpus", "speed", "error"), PUBLISHED_SPEEDS)
+def test_speed_is_near_what_was_published(depth, vocab_size, gpus, speed, error):
+    run = forecast.forecast(Gpus.parse(gpus), depth, vocab_size=vocab_size)
     assert run.tokens_a_second / speed - 1 == pytest.approx(error, abs=0.01)
 
 
@@ -38,8 +39,9 @@ def test_the_run_that_reached_gpt2_is_predicted():
     """LEADERBOARD, run 1: depth 24, ratio 12, 16,704 steps of 2^19 tokens, 4.33e19 FLOPs, 10,949 s, CORE 0.2585."""
     run = forecast.forecast(Gpus.parse("8xH100"), 24, total_batch_size=2**19, device_batch_size=16)
     assert run.steps == pytest.approx(16_704, rel=0.001)
-    assert run.tokens * run.model.flops_per_token() == pytest.approx(4.33e19, rel=0.03)  # 2.3% less
-    assert run.seconds == pytest.approx(10_949, rel=0.03)  # 2.3% less
+    # Its count has what the causal mask leaves out, and its windows were longer: ours is 6.1% less.
+    assert run.tokens * run.model.flops_per_token() == pytest.approx(4.33e19, rel=0.07)
+    assert run.seconds == pytest.approx(10_949, rel=0.01)
     assert run.micro_batches == 2 and run.fits
     assert forecast.deepest(Gpus.parse("8xH100"), 100).model.config.n_layer == 24  # which is why speedrun.sh takes it
 
@@ -60,7 +62,8 @@ def test_speed_on_a_cpu_is_near_what_we_measured(depth, speed, error):
 
 def test_the_rules_are_those_of_training():
     run = forecast.forecast(Gpus.parse("2xA100"), 6, ratio=20)
-    model = GPT(GPTConfig.from_depth(6, 32768, 2048))
+    model = GPT(GPTConfig.from_depth(6, 32768, 2048, usual_window(2048, "cuda")))
+    assert model.config.window == 512 and usual_window(2048, "cpu") == usual_window(1023, "cuda") == 0
     assert (run.tokens, run.batch_tokens) == horizon(model, 20)
     assert run.micro_batches * run.device_rows * 2048 * 2 == run.batch_tokens
     assert run.model.flops_per_token() == model.flops_per_token()
