@@ -49,13 +49,17 @@ stage "Evaluation" python -m scripts.chat_eval -i sft -g quickstart --max_items=
 stage "Report" python -m nanochat.report generate
 
 printf '\nA talk with the model that you have just trained:\n'
-for question in "Who are you?" "What is 1234 times 56?" 'How many "r" are in "strawberry"?' "What is the Moon?"; do
+for question in "Who are you?" "What is the Moon?" "What is 1234 times 56?" 'How many "r" are in "strawberry"?'; do
     printf '\n> %s\n' "$question"
     python -m scripts.chat_cli -g quickstart -t 0 -p "$question"
 done
-cat <<'END'
+cat <<END
 
-Go on talking:   .venv/bin/python -m scripts.chat_cli        in the terminal
-                 .venv/bin/python -m scripts.chat_web        in the browser
-Read the report: the file report.html named above
+It has its own name, a calculator and the form of sentences; what it says about the world is mostly wrong.
+
+Go on talking:   .venv/bin/python -m scripts.chat_web    in the browser
+                 .venv/bin/python -m scripts.chat_cli    in the terminal
+How good is it:  ${DONE%/*}/report/report.html
+Longer, larger:  bash quickstart.sh --minutes 60
+How it works:    docs/guide/README.md
 END

@@ -62,7 +62,7 @@ def evaluate(
 
     right = torch.zeros(count, dtype=torch.int64, device=dist.device)  # answers that are right, by item
     cut = torch.zeros(1, dtype=torch.int64, device=dist.device)
-    progress, transcripts = Progress(task.name, len(indices), unit="item", dist=dist), {}
+    progress, transcripts = Progress(task.name, len(indices), unit="items", dist=dist), {}
     for done, answer in enumerate(answers, start=1):
         verdicts = [bool(task.grade(answer.conversation, completion)) for completion in answer.completions]
         right[answer.index] = sum(verdicts)

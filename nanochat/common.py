@@ -282,16 +282,20 @@ class Progress:
         left = (now - then) / (done - before) * (self.total - done) if done > before else None
         if left is not None and then == self.start:
             self.counted = now, done  # what came first took longer: it was compiled
+        if done - before == 1 and self.unit != "%":
+            left = None  # one is too few to know
         fraction = min(1.0, done / self.total) if self.total else 1.0
-        bar = "━" * round(20 * fraction) + "╌" * (20 - round(20 * fraction))
         time_text = "" if left is None else f"{format_seconds(left)} left"
         time_text = f"{format_seconds(now - self.start)} taken" if finished else time_text
         values = "  ".join(f"{name.replace('_', ' ')} {value}" for name, value in fields.items())
         amount = f"{100 * fraction:.0f}%" if self.unit == "%" else f"{done:,.0f}/{self.total:,.0f} {self.unit}"
-        line = f"{self.stage:<14} {bar} {amount}  {values}  {time_text}"
+        words = "  ".join(filter(None, [amount, values, time_text]))
+        room = os.get_terminal_size(sys.stderr.fileno()).columns if self.live else 0
+        size = min(20, max(4, room - len(words) - 19)) if room else 20  # a narrow terminal has a short bar
+        full = round(size * fraction)
+        line = f"{self.stage:<16} {'━' * full}{'╌' * (size - full)} {words}"
         if self.live:
-            width = os.get_terminal_size(sys.stderr.fileno()).columns
-            sys.stderr.write("\r\x1b[K" + line[: width - 1] + ("\n" if finished else ""))
+            sys.stderr.write("\r\x1b[K" + (line[: room - 1] if room else line) + ("\n" if finished else ""))
         else:
             sys.stderr.write(line + "\n")
         sys.stderr.flush()

@@ -74,7 +74,7 @@ def find_overlap(groups: Sequence[Sequence[str]], name: str, dist: Dist = Dist()
     `name`, and how many texts are long enough to tell. Ranks share the documents and agree on the result."""
     overlap = Overlap([text for group in groups for text in group])
     total = sum(pq.read_metadata(dataset.wait_for(shard)).num_rows for shard in dataset.shards(name, "train"))
-    progress = Progress("contamination", total, unit="document", dist=dist)
+    progress = Progress("contamination", total, unit="documents", dist=dist)
     for number, document in enumerate(dataset.documents(name, "train")):
         if number % dist.world_size == dist.rank:
             overlap.read(document)

@@ -123,7 +123,7 @@ def evaluate_task(model, tokenizer, task, rows, chance, max_items=None, tokens_p
     limit = model.config.sequence_len
     budget = tokens_per_batch or (2048 if device.type == "cpu" else 65536)
     right, cut, done = torch.zeros(count, device=device), torch.zeros(1, device=device), 0
-    progress = Progress(task.name, len(range(dist.rank, count, dist.world_size)), unit="item", dist=dist)
+    progress = Progress(task.name, len(range(dist.rank, count, dist.world_size)), unit="items", dist=dist)
     for start in range(dist.rank, count, dist.world_size * 2048):
         indices = range(start, count, dist.world_size)[
             :2048

@@ -85,7 +85,7 @@ class Harness:
 
     def score(self, items: Sequence[Item], title: str) -> list[list[tuple[float, bool]]]:
         answers: list = [None] * len(items)
-        progress = Progress(title, len(items), "item")
+        progress = Progress(title, len(items), "items")
         budget = BUDGET.get(self.on.type, 65536)
         for done, (i, losses, hits) in enumerate(score_items(self.model, items, budget), start=1):
             answers[i] = [(-float(loss.sum()), bool(hit.all())) for loss, hit in zip(losses, hits)]
@@ -104,7 +104,7 @@ class Harness:
             room = self.engine.max_context - min(sampling.max_tokens, self.engine.max_context // 2)
             prompts.append(self.encode(context)[-room:])
             samplings.append(sampling)
-        progress = Progress("Answers", len(prompts), "answer")
+        progress = Progress("Answers", len(prompts), "answers")
         answers = []
         for start in range(0, len(prompts), 8 * self.batch):
             part = slice(start, start + 8 * self.batch)

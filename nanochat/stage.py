@@ -143,6 +143,15 @@ def judged(model: GPT, device: torch.device):
     model.train()
 
 
+def in_words(values: dict[str, float]) -> str:
+    """What an evaluation found, for a reader: {"val_bpb": 1.5, "loss A": 2} -> "1.5000 bits per byte of held-out text,
+    held-out loss: A 2.0000"."""
+    bpb = [f"{value:.4f} bits per byte of held-out text" for name, value in values.items() if name == "val_bpb"]
+    losses = [f"{name[5:]} {value:.4f}" for name, value in values.items() if name.startswith("loss ")]
+    rest = [f"{n} {value:.4f}" for n, value in values.items() if n != "val_bpb" and not n.startswith("loss ")]
+    return ", ".join([*bpb, *rest, *([f"held-out loss: {', '.join(losses)}"] if losses else [])])
+
+
 @contextmanager
 def stop_signals():
     """SIGINT and SIGTERM ask the run to save and stop, a second one stops it at once. Yields those received."""
@@ -205,8 +214,7 @@ def train(
                 values = evaluate(model, step.last)
                 samples = write_samples(model, tokenizer, stage) if dist.is_main else []
             log.log(step.state.step, **values, samples=samples)
-            text = ", ".join(f"{name} {value:.4f}" for name, value in values.items())
-            progress.message(f"{title}: step {step.state.step:,}, {text}")
+            progress.message(f"{title}: step {step.state.step:,}, {in_words(values)}")
 
         def save(state: State) -> None:
             try:

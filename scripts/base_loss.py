@@ -70,8 +70,9 @@ def main(cfg: Config) -> None:
             prompts = [[tokenizer.bos_id, *tokenizer.encode(prompt).tolist()] for prompt in PROMPTS]
             answers = engine.generate(prompts, Sampling(max_tokens=32, temperature=0, repetition_penalty=1.2))
             samples = [{"prompt": prompt, "answer": answer.text} for prompt, answer in zip(PROMPTS, answers)]
+            print("How it goes on with a text, always with the likeliest token:")
             for sample in samples:
-                print(f"{sample['prompt']}|{sample['answer']}")
+                print(f"  {sample['prompt']} | {' '.join(sample['answer'].split())}")
             report.write_section(
                 "base_loss",
                 {

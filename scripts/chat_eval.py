@@ -109,10 +109,7 @@ def question_texts(tasks: list[Task], scores: list[Score]) -> list[list[str]]:
 def show(cfg: Config, loaded, scores: list[Score], notes: list[str], seconds: float, dist: Dist) -> None:
     """Print the table, and leave a section for the report."""
     counted = [score for score in scores if score.name in CHAT_CORE]
-    label = (
-        "ChatCORE" if len(counted) == len(CHAT_CORE) else f"ChatCORE of {len(counted)} of its {len(CHAT_CORE)} tasks"
-    )
-    metrics = {label: chat_core(counted)} if counted else {}
+    metrics = {"ChatCORE": chat_core(counted)} if len(counted) == len(CHAT_CORE) else {}
     for score in scores:
         if score.cut:
             notes.append(f"{score.name}: {score.cut:,} prompts were longer than the context and lost their beginning.")

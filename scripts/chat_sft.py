@@ -30,7 +30,7 @@ def main(cfg: Config) -> None:
             dist,
             stage="sft",
             source="mid",
-            title="SFT",
+            title="Finetuning",
             schedule=linear(0.2, 0.0),
             train_on=MIXTURES[cfg.mixture](),
             validate_on=mixtures.validation(),

@@ -55,7 +55,7 @@ def evaluation_tasks(names: tuple[str, ...] = (), folder: Path | None = None) ->
             if names:
                 raise
             left_out.append(name)
-    notes = [f"Their files are not here: {', '.join(left_out)}. `python -m tasks.published` fetches them."]
+    notes = [f"Not asked, since their files are not here: {', '.join(left_out)} (`python -m tasks.published`)."]
     return tasks, notes if left_out else []
 
 

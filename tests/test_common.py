@@ -154,6 +154,30 @@ def test_the_time_left_is_not_that_of_the_first_step_which_compiles(capsys, monk
     assert "2:58 left" in capsys.readouterr().err.splitlines()[-1]
 
 
+def test_a_first_item_does_not_say_when_the_last_will_come(capsys, monkeypatch):
+    """Two hundred answers are written at once and handed over one by one: it said "5:11 left", and was done."""
+    now = [0.0]
+    monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
+    progress = Progress("Spelling", 200, "items")
+    for now[0], done in ((1.5, 1), (1.6, 200)):
+        progress.update(done)
+    first, last = capsys.readouterr().err.splitlines()
+    assert "1/200 items" in first and "left" not in first and last.endswith("0:02 taken")
+
+
+def test_a_narrow_terminal_has_room_for_the_time_left(capsys, monkeypatch):
+    monkeypatch.setattr(common.os, "get_terminal_size", lambda _: os.terminal_size((80, 24)))
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setattr(sys.stderr, "fileno", lambda: 2)
+    now = [0.0]
+    monkeypatch.setattr(common.time, "monotonic", lambda: now[0])
+    progress = Progress("Pretraining", 1.0, "%")
+    now[0] = 60.0
+    progress.update(0.5, step="782", loss="3.562", speed="9,084 tok/s")
+    line = capsys.readouterr().err.split("\x1b[K")[-1]
+    assert line.endswith("1:00 left") and len(line) < 80 and "━━╌" in line
+
+
 def test_progress_of_nothing(capsys):
     Progress("downloading", 0).update(0)
     assert "0/0" in capsys.readouterr().err
