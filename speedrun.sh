@@ -7,8 +7,10 @@
 #   bash speedrun.sh --list        only shows the commands
 #
 # TIER=100, 300 or 1000 (dollars) chooses depth, text and batch by scripts/forecast.py; DEPTH=20 chooses them by depth.
-# GPUS=8 is how many this machine has, GPU=H100 which; RL=1 adds reinforcement learning. On several machines that share
-# a disk: NODES=2 NODE_RANK=0 MASTER=HOST:PORT on the first, NODE_RANK=1 on the second (dev/speedrun.slurm and .sky.yaml).
+# GPUS=8 is how many this machine has, GPU=H100 which; RL=1 adds reinforcement learning. SEEN=1 counts which test items
+# stand in the training text: all of it is read once for each evaluation, at depth 24 in some ten minutes. On several
+# machines that share a disk: NODES=2 NODE_RANK=0 MASTER=HOST:PORT on the first, NODE_RANK=1 on the second
+# (dev/speedrun.slurm and .sky.yaml).
 #
 # Run it again to go on where it stopped. Artifacts go to $NANOCHAT_BASE_DIR (~/.cache/nanochat).
 set -euo pipefail
@@ -42,7 +44,7 @@ size=(--dollars="${TIER:-100}")
 sizes=$(python -m scripts.forecast --gpus="$((nodes * ranks))x${GPU:-H100}" "${size[@]}" --shell)
 eval "$sizes"
 mirror=() tokenizer=() base=(--depth="$DEPTH" --device_batch_size="$ROWS") chat=(--device_batch_size="$ROWS")
-device=() few=() loss=() core=() rl=() temporary=''
+device=() few=() loss=() core=() rl=() seen=() temporary=''
 
 if [ -n "$rehearse" ]; then
     if [ -z "${NANOCHAT_BASE_DIR:-}" ]; then
@@ -50,7 +52,7 @@ if [ -n "$rehearse" ]; then
         temporary=$NANOCHAT_BASE_DIR
     fi
     export NANOCHAT_BASE_DIR OMP_NUM_THREADS=1
-    ranks=$((nodes > 1 ? 1 : 2)) DEPTH=2 SHARDS=3 RL=1
+    ranks=$((nodes > 1 ? 1 : 2)) DEPTH=2 SHARDS=3 RL=1 SEEN=1
     for stage in TEXT TOKENIZER PRETRAINING BASE MIDTRAINING FINETUNING LEARNING; do
         time=TIME_$stage
         printf -v "$time" 'some seconds, not %s' "${!time}"
@@ -76,6 +78,8 @@ if [ -n "$rehearse" ]; then
         mirror=(--mirror="$(cat "$NANOCHAT_BASE_DIR/mirror/url")")
     fi
 fi
+
+[ -z "${SEEN:-}" ] || seen=(--contamination=climbmix)
 
 marks=${NANOCHAT_BASE_DIR:-$HOME/.cache/nanochat}/speedrun-d$DEPTH
 count=0
@@ -116,16 +120,16 @@ once "a minute" python -m scripts.tok_eval
 # The base model.
 everywhere "$TIME_PRETRAINING" scripts.base_train --resume "${base[@]}"
 everywhere "$TIME_BASE, with the next" scripts.base_loss "${device[@]}" "${loss[@]}"
-everywhere "$TIME_BASE, with the one before" scripts.base_eval "${device[@]}" "${core[@]}"
+everywhere "$TIME_BASE, with the one before" scripts.base_eval "${device[@]}" "${core[@]}" "${seen[@]}"
 
 # The assistant.
 everywhere "$TIME_MIDTRAINING, with the next" scripts.mid_train --resume "${chat[@]}"
 everywhere "$TIME_MIDTRAINING, with the one before" scripts.chat_eval -i mid "${device[@]}" "${few[@]}"
 everywhere "$TIME_FINETUNING, with the next" scripts.chat_sft --resume "${chat[@]}"
-everywhere "$TIME_FINETUNING, with the one before" scripts.chat_eval -i sft "${device[@]}" "${few[@]}"
+everywhere "$TIME_FINETUNING, with the one before" scripts.chat_eval -i sft "${device[@]}" "${few[@]}" "${seen[@]}"
 if [ -n "${RL:-}" ]; then
     everywhere "$TIME_LEARNING, with the next" scripts.chat_rl --resume "${device[@]}" "${rl[@]}"
-    everywhere "$TIME_LEARNING, with the one before" scripts.chat_eval -i rl "${device[@]}" "${few[@]}"
+    everywhere "$TIME_LEARNING, with the one before" scripts.chat_eval -i rl "${device[@]}" "${few[@]}" "${seen[@]}"
 fi
 
 once "half a minute" python -m nanochat.report generate

@@ -22,7 +22,7 @@ from tasks import mixtures, published, registry
 ROOT = Path(__file__).parent.parent
 
 
-SETTINGS = ("NODES", "NODE_RANK", "MASTER", "GPUS", "GPU", "TIER", "DEPTH", "RL")
+SETTINGS = ("NODES", "NODE_RANK", "MASTER", "GPUS", "GPU", "TIER", "DEPTH", "RL", "SEEN")
 
 
 def listed(tmp_path, *command, planned=True, **environment) -> list[list[str]]:
@@ -57,7 +57,7 @@ def flags(words: list[str]) -> list[str]:
 
 @pytest.fixture(scope="module")
 def real(tmp_path_factory):
-    return listed(tmp_path_factory.mktemp("bin"), "bash", "speedrun.sh", "--list", planned=False, RL="1")
+    return listed(tmp_path_factory.mktemp("bin"), "bash", "speedrun.sh", "--list", planned=False, RL="1", SEEN="1")
 
 
 @pytest.fixture(scope="module")
