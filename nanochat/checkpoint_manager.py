@@ -155,12 +155,11 @@ class Saver:
         """Into buffers that every save uses again: pinned memory for a GPU, and no page is faulted in twice."""
         copies = {}
         for name, tensor in tensors.items():
-            copy = self.copies.get(prefix + name)
+            copy, cuda = self.copies.get(prefix + name), tensor.device.type == "cuda"
             if copy is None or copy.shape != tensor.shape or copy.dtype != tensor.dtype:
-                pinned = tensor.device.type == "cuda"
-                copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=pinned)
+                copy = torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu", pin_memory=cuda)
                 self.copies[prefix + name] = copy
-            copies[name] = copy.copy_(tensor.detach(), non_blocking=True)
+            copies[name] = copy.copy_(tensor.detach(), non_blocking=cuda)  # Apple's GPU would not be waited for
         if any(tensor.device.type == "cuda" for tensor in tensors.values()):
             torch.cuda.synchronize()
         return copies

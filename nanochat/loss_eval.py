@@ -28,8 +28,9 @@ def evaluate_bpb(
         lengths = torch.where(batch.targets >= 0, token_bytes[batch.targets.clamp(min=0)], 0)
         losses = model(batch.inputs, targets=batch.targets, reduction="none")
         seen += dist.world_size * batch.inputs.numel()
-        nats += (losses.double() * (lengths > 0)).sum().cpu()
-        count += lengths.sum().cpu()
+        lengths = lengths.cpu()
+        nats += (losses.cpu().double() * (lengths > 0)).sum()  # Apple's GPUs have no float64
+        count += lengths.sum()
         if seen >= max_tokens:
             break
     nats, count = dist.all_reduce(torch.stack((nats, count)).to(dist.device, torch.float32)).tolist()

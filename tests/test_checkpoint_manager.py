@@ -117,6 +117,19 @@ def test_optimizer_of_another_model_is_refused(put, tiny_config, model):
         cm.load_optimizers(path, build_optimizers(model))
 
 
+def test_only_cuda_copies_that_are_waited_for_are_not_waited_for_at_once(put, monkeypatch):
+    """From Apple's GPU a copy that does not block has arrived only some time later."""
+    real, asked = torch.Tensor.copy_, []
+
+    def copy_(self, other, non_blocking=False):
+        asked.append((other.device.type, non_blocking))
+        return real(self, other, non_blocking)
+
+    monkeypatch.setattr(torch.Tensor, "copy_", copy_)
+    put(1)
+    assert asked and not any(on != "cuda" and non_blocking for on, non_blocking in asked)
+
+
 def test_a_window_is_part_of_a_checkpoint(put, model):
     model.config = replace(model.config, window=5)
     put(1)
