@@ -12,9 +12,10 @@ from typing import NamedTuple
 import numpy as np
 from numba import types
 
-from nanochat.bpe_chunks import MIX, Chunks, block_row, char_classes, chunks_type, find_or_add, join, next_block
+from nanochat.bpe_chunks import MIX, Chunks, block_row, chunks_type, find_or_add, join, next_block
 from nanochat.bpe_kernels import bytes_in, i32, i32_2d, i64, outlined, u8
 from nanochat.native import inlined, kernel
+from nanochat.unicode_classes import char_classes
 
 # ---------------------------------------------------------------------------------------------------------------------
 # A heap of rows (a, b, c), the smallest (a, b) on top
@@ -234,7 +235,6 @@ class Encoder:
         size = 2 << max(len(merges), 8).bit_length()
         self.ranks = Ranks(np.full(size, -1, np.int64), np.zeros(size, np.int32))
         ranks_kernel(np.ascontiguousarray(merges, np.int32), self.ranks)
-        self.dtype = np.uint16 if len(merges) + 256 <= 65536 else np.uint32
         self.room = room
         self.caches: deque[Cache] = deque()
 

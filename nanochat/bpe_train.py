@@ -15,9 +15,10 @@ import numpy as np
 from numba import types
 
 from nanochat.bpe import heap_pop, heap_push
-from nanochat.bpe_chunks import Chunks, char_classes, count_kernel, cpu_count, join, pour_kernel, to_bytes
+from nanochat.bpe_chunks import Chunks, count_kernel, cpu_count, join, pour_kernel, to_bytes
 from nanochat.bpe_kernels import PADDING, i32, i32_2d, i64, i64_2d, u8
 from nanochat.native import inlined, kernel
+from nanochat.unicode_classes import char_classes
 
 # ---------------------------------------------------------------------------------------------------------------------
 # Count

@@ -11,7 +11,7 @@ from math import comb
 import numpy as np
 import torch
 
-from nanochat.common import Dist, Progress
+from nanochat.common import Dist, Progress, tokens_at_once
 from nanochat.engine import Completion, Sampling
 from nanochat.score import Score
 
@@ -87,17 +87,14 @@ class Answered:
     cut: bool
 
 
-def answer_with_letters(
-    model, tokenizer, task, indices: Sequence[int], tokens_per_batch: int | None = None
-) -> Iterator[Answered]:
+def answer_with_letters(model, tokenizer, task, indices: Sequence[int]) -> Iterator[Answered]:
     """The likeliest of each item's letters, read where the answer would begin. Longest prompts first."""
     device = next(model.parameters()).device
-    budget = tokens_per_batch or (2048 if device.type == "cpu" else 65536)
     items = [(index, task[index]) for index in indices]
     prompts = [cut_prompt(tokenizer.render_for_completion(c), model.config.sequence_len) for _, c in items]
     order = sorted(range(len(items)), key=lambda i: -len(prompts[i][0]))
     while order:
-        size = max(1, budget // len(prompts[order[0]][0]))
+        size = max(1, tokens_at_once(device) // len(prompts[order[0]][0]))
         chunk, order = order[:size], order[size:]
         logits = last_logits(model, [prompts[i][0] for i in chunk], device).cpu()
         for i, row in zip(chunk, logits):

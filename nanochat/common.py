@@ -188,6 +188,11 @@ def peak_flops(device: torch.device) -> float | None:
     return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
 
 
+def tokens_at_once(device: torch.device) -> int:
+    """Tokens in one forward of an evaluation: with more of them none is computed faster."""
+    return 2048 if device.type == "cpu" else 65536
+
+
 def synchronize(device: torch.device) -> None:
     """Wait until the device has done all work queued so far, so that a clock reads true."""
     if device.type == "cuda":

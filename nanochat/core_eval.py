@@ -18,12 +18,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nanochat.common import Dist, Progress
+from nanochat.common import Dist, Progress, tokens_at_once
 from nanochat.files import read_jsonl
 from nanochat.score import Score
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"  # all files below, and eval_meta_data.csv
 BASELINES = "eval_meta_data.csv"
+WINDOW = 2048  # items that are sorted by length together: that saves padding, and all of them would cost memory
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,6 @@ def evaluate_core(
     *,
     names: Sequence[str] = (),
     max_per_task: int | None = None,
-    tokens_per_batch: int | None = None,
     known: Mapping[str, Score] = {},
     keep: Callable[[Score], None] = lambda score: None,
     dist: Dist = Dist(),
@@ -86,8 +86,8 @@ def evaluate_core(
     """Score every task whose file is in `folder`, or those in `names`. Ranks share the items and agree on the result.
 
     SystemExit if nothing is there to score. `max_per_task` keeps the first items of each task in its shuffled order,
-    with the same shots as in a full run. `tokens_per_batch` bounds the tokens of one forward, not the result. Scores
-    that are `known` are not computed again; `keep` gets every new one, on all ranks.
+    with the same shots as in a full run. Scores that are `known` are not computed again; `keep` gets every new one, on
+    all ranks.
     """
     unknown = set(names) - {task.name for task in CORE_TASKS}
     if unknown:
@@ -109,28 +109,25 @@ def evaluate_core(
             continue
         if (score := known.get(task.name)) is None:
             rows = read_jsonl(found[task.name])
-            score = evaluate_task(model, tokenizer, task, rows, chance[task.name], max_per_task, tokens_per_batch, dist)
+            score = evaluate_task(model, tokenizer, task, rows, chance[task.name], max_per_task, dist)
             keep(score)
         scores.append(score)
     return CoreResult(sum(score.centered for score in scores) / len(scores), scores, missing)
 
 
-def evaluate_task(model, tokenizer, task, rows, chance, max_items=None, tokens_per_batch=None, dist=Dist()) -> Score:
+def evaluate_task(model, tokenizer, task, rows, chance, max_items=None, dist=Dist()) -> Score:
     """Accuracy on one task. `rows` are its published rows in their published order."""
     shuffled(rows)
     count = min(len(rows), max_items or len(rows))
     device = next(model.parameters()).device
     limit = model.config.sequence_len
-    budget = tokens_per_batch or (2048 if device.type == "cpu" else 65536)
     right, cut, done = torch.zeros(count, device=device), torch.zeros(1, device=device), 0
     progress = Progress(task.name, len(range(dist.rank, count, dist.world_size)), unit="items", dist=dist)
-    for start in range(dist.rank, count, dist.world_size * 2048):
-        indices = range(start, count, dist.world_size)[
-            :2048
-        ]  # a window: sorting by length saves padding, all would cost memory
+    for start in range(dist.rank, count, dist.world_size * WINDOW):
+        indices = range(start, count, dist.world_size)[:WINDOW]
         items = build_items(tokenizer, task, rows, indices, limit)
         cut += sum(item.cut for item in items)
-        for item, losses, hits in score_items(model, items, budget):
+        for item, losses, hits in score_items(model, items, tokens_at_once(device)):
             right[indices[item]] = judge(task, rows[indices[item]], losses, hits)
             done += 1
             progress.update(done)

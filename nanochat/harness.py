@@ -13,12 +13,11 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from nanochat import checkpoint_manager
-from nanochat.common import Progress, compute_dtype, pick_device
+from nanochat.common import Progress, compute_dtype, pick_device, tokens_at_once
 from nanochat.core_eval import Item, common_prefix, cut_item, score_items
 from nanochat.engine import Engine, Sampling
 from nanochat.tokenizer import SPECIAL_TOKENS
 
-BUDGET = {"cpu": 4096}  # tokens in one forward
 SPECIAL = re.compile("(" + "|".join(map(re.escape, SPECIAL_TOKENS)) + ")")
 
 
@@ -86,8 +85,7 @@ class Harness:
     def score(self, items: Sequence[Item], title: str) -> list[list[tuple[float, bool]]]:
         answers: list = [None] * len(items)
         progress = Progress(title, len(items), "items")
-        budget = BUDGET.get(self.on.type, 65536)
-        for done, (i, losses, hits) in enumerate(score_items(self.model, items, budget), start=1):
+        for done, (i, losses, hits) in enumerate(score_items(self.model, items, tokens_at_once(self.on)), start=1):
             answers[i] = [(-float(loss.sum()), bool(hit.all())) for loss, hit in zip(losses, hits)]
             progress.update(done)
         return answers
