@@ -1,10 +1,10 @@
 #!/usr/bin/env bash
-# What only a machine with a GPU can show, in one go: the tests that need one, then speeds at several depths. Each result
-# is printed as it comes, and all of it ends after LIMIT seconds, 540 if nothing is said.
+# What only a machine with a GPU can show, in one go: the tests that need one, speeds at several depths, and which
+# attention is fastest. Each result is printed as it comes, and all ends after LIMIT seconds, 540 if nothing is said.
 #
 #   bash dev/gpu_check.sh                          with the python that is first on the path, and torch with CUDA in it
 #   TESTS= DEPTHS="20 24" bash dev/gpu_check.sh    only speeds, of some depths; arguments go to dev/bench/speed.py
-#   DEPTHS= bash dev/gpu_check.sh                  only the tests
+#   TESTS= DEPTHS= bash dev/gpu_check.sh           only attention
 #
 # What it prints belongs into dev/LOG.md, with the name of the device.
 set -uo pipefail
@@ -26,3 +26,4 @@ python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/nu
 for depth in ${DEPTHS-8 12 4 24 20}; do # a process each: what one leaves in memory does not matter, nor if it fails
     limited "depth $depth" 150 python -m dev.bench.speed --depths "$depth" "$@"
 done
+limited attention 120 python -m dev.bench.attention
