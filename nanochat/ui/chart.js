@@ -48,12 +48,12 @@ export function thin(points, most = MOST_POINTS) {
   return means;
 }
 
-// The mean of about the last tenth of the points before each one, later ones counting more: little lag where the curve
+// The mean of about the last thirtieth of the points before each one, later ones counting more: little lag where the curve
 // is steep, little noise where it is flat.
 export function smooth(points) {
   let mean = 0;
   return points.map(([x, y], index) => {
-    mean += (y - mean) / (1 + Math.min(index / 10, 100));
+    mean += (y - mean) / (1 + Math.min(index / 30, 50));
     return [x, mean];
   });
 }

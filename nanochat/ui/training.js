@@ -144,7 +144,7 @@ function drawCharts(stage) {
   const losts = names.filter((name) => name.startsWith("loss "));
   if (losts.length) chart("validation", "Held-out loss", "nats a token", losts.map((name, index) => ({ name: name.slice(5), points: points(name), look: `look-${index % 6}`, dots: true })), { wide: true });
   for (const name of names.filter((one) => !losts.includes(one))) {
-    chart(name, name === "val_bpb" ? "Held-out text" : name, name.endsWith("bpb") ? "bits per byte" : "", [{ name: name.replace("_", " "), points: points(name), look: "second", dots: true }]);
+    chart(name, name === "val_bpb" ? "Held-out text" : name, name.endsWith("bpb") ? "bits per byte" : "", [{ name: name === "val_bpb" ? "validation" : name.replace("_", " "), points: points(name), look: "second", dots: true }]);
   }
   chart("speed", "Speed", "tokens a second", [{ name: "speed", points: speed(), look: "look-2" }], { zero: true });
   chart("rate", "Learning rate", "share of its peak", [{ name: "multiplier", points: points("multiplier"), look: "look-3" }], { zero: true });
