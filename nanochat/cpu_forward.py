@@ -48,8 +48,7 @@ class CpuForward:
         # Queries and keys are multiplied with these, so their products with the square.
         longer = c.attention_sharpness**0.5
         self.angles = tuple(
-            (longer * part[0, :, 0]).numpy()
-            for part in rotary_angles(torch.arange(length)[None], head_dim, torch.float32)
+            (longer * part[0, :, 0]).numpy() for part in rotary_angles(torch.arange(length)[None], c, torch.float32)
         )
         rows = MOST_ROWS
         shapes = {"x": c.n_embd, "x0": c.n_embd, "h": c.n_embd, "heads": heads * head_dim, "y": c.n_embd}

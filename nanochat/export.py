@@ -129,7 +129,6 @@ def config(checkpoint: Checkpoint) -> dict:
         **sizes,
         "vocab_size": tokenizer.vocab_size,
         "value_layers": [int(layer) for layer in model.value_embeddings],
-        "rope_base": gpt.ROPE_BASE,
         "softcap": gpt.SOFTCAP,
         "windows": [model.config.window_of(layer) or 0 for layer in range(model.config.n_layer)],
         "gate_channels": gpt.GATE_CHANNELS,

@@ -19,7 +19,6 @@ from nanochat import attention, fp8
 from nanochat.fused import softcap_cross_entropy_
 
 SOFTCAP = 15.0
-ROPE_BASE = 10_000.0
 GATE_CHANNELS = 12  # the gates read this many channels of the residual stream
 
 
@@ -37,14 +36,19 @@ class GPTConfig:
     """whether every other layer has a table of values; a model that came from elsewhere has none"""
     window: int = 0
     """tokens, its own among them, that a token sees in three of four layers; 0: all"""
+    rope_base: float = 10_000.0
+    """of the rotary positions: the fastest pair of channels turns about rope_base times as fast as the slowest"""
 
     @classmethod
     def from_depth(cls, depth: int, vocab_size: int, sequence_len: int, window: int = 0) -> "GPTConfig":
-        """The one dial: 64 channels a layer; heads of 64 channels in small models and of 128 in large ones."""
+        """The one dial: 64 channels a layer; heads of 64 channels in small models and of 128 in large ones. The base of
+        positions is about 1,000 at 256 tokens, which is best here (dev/LOG.md), and near the 100,000 at 2,048 that
+        Karpathy's nanochat has."""
         n_embd = 64 * depth
         head_dim = 128 if n_embd % 128 == 0 and n_embd >= 512 else 64
         n_head = n_embd // head_dim
-        return cls(vocab_size, sequence_len, depth, n_head, n_head, n_embd, window=window)
+        base = sequence_len**2 / 64
+        return cls(vocab_size, sequence_len, depth, n_head, n_head, n_embd, window=window, rope_base=base)
 
     def window_of(self, layer: int) -> int | None:
         """None if the layer sees all, as every fourth one and the last one do."""
@@ -110,10 +114,11 @@ def rotate(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tenso
     return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
 
 
-def rotary_angles(positions: torch.Tensor, head_dim: int, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_angles(positions: torch.Tensor, config: GPTConfig, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines for `rotate`. positions (B or 1, T) -> two tensors (B or 1, T, 1, D/2)."""
+    head_dim = config.n_embd // config.n_head
     channel = torch.arange(0, head_dim, 2, dtype=torch.float32, device=positions.device)
-    angles = positions[..., None, None].float() * ROPE_BASE ** (-channel / head_dim)
+    angles = positions[..., None, None].float() * config.rope_base ** (-channel / head_dim)
     return angles.cos().to(dtype), angles.sin().to(dtype)
 
 
@@ -291,7 +296,7 @@ class GPT(nn.Module):
         first = idx.new_full((B,), -1) if cache is None else cache.prev
         start = idx.new_zeros(1) if cache is None else cache.pos
         positions = start[:, None] + torch.arange(T, device=idx.device)
-        rotary = rotary_angles(positions, self.config.n_embd // self.config.n_head, self.compute_dtype)
+        rotary = rotary_angles(positions, self.config, self.compute_dtype)
 
         # One column more than T on the left, since smear mixes each token with the one before it.
         ids = torch.cat((first[:, None], idx), dim=1)

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from nanochat import bpe_chunks
-from nanochat.gpt import GATE_CHANNELS, GPT, ROPE_BASE, SOFTCAP, GPTConfig
+from nanochat.gpt import GATE_CHANNELS, GPT, SOFTCAP, GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer, byte_letters
 
 # On it both tokenizers must agree before anything is believed.
@@ -64,8 +64,8 @@ def read_config(c) -> GPTConfig:
         if getattr(c, name, value) != value:
             raise ValueError(f"{name} is {getattr(c, name)!r}, and gpt.py can only express {value!r}")
     rope = c.rope_parameters
-    if rope["rope_type"] != "default" or rope["rope_theta"] != ROPE_BASE:
-        raise ValueError(f"its rotary positions are {rope}, and gpt.py has the base {ROPE_BASE:.0f}")
+    if rope["rope_type"] != "default":
+        raise ValueError(f"its rotary positions are of type {rope['rope_type']!r}, and gpt.py only knows 'default'")
     return GPTConfig(
         vocab_size=c.vocab_size,
         sequence_len=c.max_position_embeddings,
@@ -75,6 +75,7 @@ def read_config(c) -> GPTConfig:
         n_embd=c.hidden_size,
         attention_sharpness=1.0,
         value_embeddings=False,
+        rope_base=float(rope["rope_theta"]),
     )
 
 

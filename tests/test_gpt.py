@@ -71,9 +71,9 @@ def test_rotation_is_multiplication_by_a_complex_number():
     positions = torch.arange(7)[None]
     a, b = x.chunk(2, dim=-1)
     channel = torch.arange(4)
-    turn = torch.exp(1j * positions[..., None, None] * 10_000.0 ** (-2 * channel / 8))
+    turn = torch.exp(1j * positions[..., None, None] * 5_000.0 ** (-2 * channel / 8))
     expected = torch.view_as_real(torch.complex(a, b) * turn)
-    actual = rotate(x, *rotary_angles(positions, 8, torch.float32))
+    actual = rotate(x, *rotary_angles(positions, GPTConfig(9, 7, 1, 3, 3, 24, rope_base=5_000.0), torch.float32))
     torch.testing.assert_close(torch.stack(actual.chunk(2, dim=-1), dim=-1), expected.float(), rtol=1e-5, atol=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_attention_is_a_plain_softmax_loop(n_kv_head, window):
         torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(0))
     x = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(1))
     positions = torch.arange(6)[None]
-    cos, sin = rotary_angles(positions, 8, torch.float32)
+    cos, sin = rotary_angles(positions, config, torch.float32)
     expected = torch.zeros(2, 6, 32)
     for b in range(2):
         for h in range(4):

@@ -31,6 +31,7 @@ def published(tmp_path_factory, tiny_tokenizer):
     config = transformers.NanoChatConfig(
         vocab_size=tiny_tokenizer.vocab_size + 7, hidden_size=48, intermediate_size=192, num_hidden_layers=3,
         num_attention_heads=4, num_key_value_heads=2, max_position_embeddings=128, initializer_range=0.4,
+        rope_parameters={"rope_type": "default", "rope_theta": 700.0},
     )  # fmt: skip
     transformers.NanoChatForCausalLM(config).eval().save_pretrained(folder)
     return folder
@@ -93,7 +94,7 @@ def test_the_script_makes_a_checkpoint_that_talks_and_is_evaluated(published, ca
         ({"final_logit_softcapping": 30.0}, "final_logit_softcapping is 30.0"),
         ({"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
         ({"intermediate_size": 96}, "intermediate_size is 96"),
-        ({"rope_parameters": {"rope_type": "default", "rope_theta": 5000.0}}, "rotary positions"),
+        ({"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}}, "of type 'linear'"),
     ],
 )
 def test_what_cannot_be_expressed_is_named(published, change, problem):
