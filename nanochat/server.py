@@ -1,7 +1,7 @@
 """An OpenAI-compatible HTTP API over the Engine, and the chat page on top of it.
 
 In: HTTP requests. Out: answers, whole or as server-sent events; /health, /metrics; the pages of pages.py.
-protocol.py checks what a request asks; worker.py's thread runs the engine; nothing here blocks the event loop.
+protocol.py checks what a request asks; worker.py's threads run the engines; nothing here blocks the event loop.
 """
 
 import asyncio
@@ -70,21 +70,21 @@ def create_app(engines: Engine | Sequence[Engine], tokenizer: Tokenizer, setting
     """The whole server, with one engine or several alike. Their threads start and end with the app's lifespan."""
     hello = {"messages": [{"role": "user", "content": "Hello!"}]}
     engines = engines if isinstance(engines, Sequence) else [engines]
-    worker = Workers(engines, settings.max_queue, warm_up=lambda: tokenizer.render_for_completion(hello).tolist())
+    workers = Workers(engines, settings.max_queue, warm_up=lambda: tokenizer.render_for_completion(hello).tolist())
 
     @asynccontextmanager
     async def lifespan(app: FastAPI):
-        worker.start(metrics.finished)
+        workers.start(metrics.finished)
         yield
-        await run_in_threadpool(worker.stop)
+        await run_in_threadpool(workers.stop)
 
     app = FastAPI(title="nanochat", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.worker = worker
+    app.state.workers = workers
     add_error_handlers(app)
-    metrics = Metrics(worker)
+    metrics = Metrics(workers)
     add_pages(app)
-    add_status(app, worker, metrics, settings)
-    add_answers(app, worker, tokenizer, metrics, settings)
+    add_status(app, workers, metrics, settings)
+    add_answers(app, workers, tokenizer, metrics, settings)
     app.add_middleware(
         Wall,
         host=settings.host,
@@ -107,14 +107,14 @@ def create_app(engines: Engine | Sequence[Engine], tokenizer: Tokenizer, setting
 # Status
 
 
-def add_status(app: FastAPI, worker: Workers, metrics: "Metrics", settings: Settings) -> None:
+def add_status(app: FastAPI, workers: Workers, metrics: "Metrics", settings: Settings) -> None:
     created = int(time.time())
     model = {"id": settings.model_name, "object": "model", "created": created, "owned_by": "nanochat"}
-    extra = {"defaults": settings.defaults, "about": settings.about, "context": worker.context}
+    extra = {"defaults": settings.defaults, "about": settings.about, "context": workers.context}
 
     @app.get("/health")
     async def health():
-        return JSONResponse({"status": worker.state}, 200 if worker.ready else 503)
+        return JSONResponse({"status": workers.state}, 200 if workers.ready else 503)
 
     @app.get("/metrics")
     async def show_metrics():
@@ -143,8 +143,8 @@ def check_model(name: str | None, settings: Settings) -> None:
 class Metrics:
     """What Prometheus reads. Gauges come from the engine at the moment of the question."""
 
-    def __init__(self, worker: Workers):
-        self.registry, self.worker = CollectorRegistry(), worker
+    def __init__(self, workers: Workers):
+        self.registry, self.workers = CollectorRegistry(), workers
         buckets = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
         self.responses = Counter("nanochat_responses", "HTTP responses.", ["status"], registry=self.registry)
         self.answers = Counter("nanochat_answers", "Finished answers.", ["reason"], registry=self.registry)
@@ -161,8 +161,8 @@ class Metrics:
         self.seconds.observe(time.monotonic() - ticket.submitted)
 
     def collect(self):
-        stats = self.worker.stats()
-        yield GaugeMetricFamily("nanochat_up", "1 while the engine's thread runs.", value=float(self.worker.ready))
+        stats = self.workers.stats()
+        yield GaugeMetricFamily("nanochat_up", "1 while the engine's thread runs.", value=float(self.workers.ready))
         for name, text in (
             ("running", "Answers being written."),
             ("waiting", "Requests in the queue."),
@@ -259,19 +259,19 @@ def reason_of(completion: Completion) -> str:
 class AnswerStream(StreamingResponse):
     """Ends the work however the response ends, even if the client left before its first byte."""
 
-    def __init__(self, call: Call, worker: Workers, with_usage: bool):
+    def __init__(self, call: Call, workers: Workers, with_usage: bool):
         super().__init__(
             call.frames(with_usage),
             media_type="text/event-stream",
             headers={"Cache-Control": "no-store", "X-Accel-Buffering": "no"},
         )
-        self.ticket, self.worker = call.ticket, worker
+        self.ticket, self.workers = call.ticket, workers
 
     async def __call__(self, scope, receive, send):
         try:
             await super().__call__(scope, receive, send)
         finally:
-            self.worker.leave(self.ticket)
+            self.workers.leave(self.ticket)
 
 
 async def unless_gone(request: Request, work) -> dict | None:
@@ -290,25 +290,25 @@ async def unless_gone(request: Request, work) -> dict | None:
             task.cancel()
 
 
-def add_answers(app: FastAPI, worker: Workers, tokenizer: Tokenizer, metrics: Metrics, settings: Settings) -> None:
+def add_answers(app: FastAPI, workers: Workers, tokenizer: Tokenizer, metrics: Metrics, settings: Settings) -> None:
     grammars = Grammars(tokenizer)
 
     async def answer(request: Request, body: SamplingRequest, shape, prompts: list, sampling: Sampling, **head):
         pairs = [(prompt, replace(sampling, seed=seed)) for prompt in prompts for seed in body.seeds()]
-        if len(pairs) > worker.capacity:
-            raise Refusal(f"{len(pairs)} answers at once are more than this server's {worker.capacity}; lower n.", "n")
+        if len(pairs) > workers.capacity:
+            raise Refusal(f"{len(pairs)} answers at once are more than this server's {workers.capacity}; lower n.", "n")
         try:
-            ticket = worker.submit(pairs, asyncio.get_running_loop())
+            ticket = workers.submit(pairs, asyncio.get_running_loop())
         except ValueError as error:
             raise Refusal(str(error), code="context_length_exceeded" if "context" in str(error) else None) from error
         call = Call(ticket, shape, settings.model_name, prompts, metrics)
         call.head |= head
         if body.stream:
-            return AnswerStream(call, worker, bool(body.stream_options and body.stream_options.include_usage))
+            return AnswerStream(call, workers, bool(body.stream_options and body.stream_options.include_usage))
         try:
             return JSONResponse(await unless_gone(request, call.whole()) or {})
         finally:
-            worker.leave(ticket)
+            workers.leave(ticket)
 
     @app.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest):
@@ -319,7 +319,7 @@ def add_answers(app: FastAPI, worker: Workers, tokenizer: Tokenizer, metrics: Me
         more = {"tools": body.tool_choice != "none" and grammar is None, "python": settings.python}
         more |= {"begin": begin, "grammar": grammar}
         sampling = body.sampling(settings.defaults, tokenizer.vocab_size, logprobs=top, **more)
-        prompt, left_out = await run_in_threadpool(body.prompt_ids, tokenizer, worker.context, len(begin))
+        prompt, left_out = await run_in_threadpool(body.prompt_ids, tokenizer, workers.context, len(begin))
         head = {"left_out": left_out} if left_out else {}
         return await answer(request, body, ChatShape(tokenizer), [prompt], sampling, **head)
 
@@ -333,4 +333,4 @@ def add_answers(app: FastAPI, worker: Workers, tokenizer: Tokenizer, metrics: Me
     @app.post("/v1/tokenize")
     async def tokenize(body: TokenizeRequest):
         ids = await run_in_threadpool(body.prompt_ids, tokenizer)
-        return {"tokens": ids, "count": len(ids), "context": worker.context}
+        return {"tokens": ids, "count": len(ids), "context": workers.context}

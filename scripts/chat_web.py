@@ -130,7 +130,7 @@ def serve(cfg: Config, listener: socket.socket, path: Path) -> None:
         about=describe(checkpoint),
     )
     app = create_app(engines, checkpoint.tokenizer, settings)
-    app.state.worker.on_ready = lambda: print(greeting(cfg, settings, device.type), flush=True)
+    app.state.workers.on_ready = lambda: print(greeting(cfg, settings, device.type), flush=True)
     run(uvicorn.Server(web_config(app)), listener)
 
 

@@ -155,9 +155,9 @@ def serve_app(app) -> Iterator[str]:
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, daemon=True)
     thread.start()
-    worker = getattr(app.state, "worker", None)
+    workers = getattr(app.state, "workers", None)
     deadline = time.monotonic() + 60
-    while not (server.started and (worker is None or worker.state != "loading")):
+    while not (server.started and (workers is None or workers.state != "loading")):
         assert thread.is_alive() and time.monotonic() < deadline, "the server did not start"
         time.sleep(0.02)
     try:

@@ -149,7 +149,7 @@ def server(engine: Engine, tokenizer: Tokenizer) -> Iterator[str]:
         running = uvicorn.Server(config)
         thread = threading.Thread(target=running.run, kwargs={"sockets": [listener]})
         thread.start()
-        while not app.state.worker.ready:
+        while not app.state.workers.ready:
             time.sleep(0.01)
         try:
             yield f"http://127.0.0.1:{listener.getsockname()[1]}"
