@@ -30,7 +30,7 @@ class Data:
 
     @classmethod
     def open(cls, name: str, eval_tokens: int) -> "Data":
-        """SystemExit or FileNotFoundError if the dataset or the tokenizer is not there."""
+        """SystemExit if the dataset or the tokenizer is not there."""
         tokenizer = Tokenizer.load(base_dir() / "tokenizer" / "tokenizer.json")
         source = DocumentSource.open(tokenizer, name, "val", T, None)
         held_out = []

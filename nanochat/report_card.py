@@ -303,7 +303,7 @@ def code_size() -> list:
     try:
         encode = Tokenizer.load(base_dir() / "tokenizer" / "tokenizer.json").encode
         count, by = lambda text: len(encode(text)), "counted by the tokenizer that was trained here"
-    except (OSError, ValueError):
+    except (SystemExit, ValueError):
         count, by = lambda text: len(text) // 4, "an estimate: a quarter of the characters"
     root, rows, totals = Path(__file__).resolve().parent.parent, [], Counter()
     for package in ("nanochat", "scripts", "tasks"):

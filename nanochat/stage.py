@@ -378,7 +378,7 @@ def _write_section(cfg, stage, title, model, state: State, log_path, dist: Dist,
         "metrics": metrics,
         "curves": curves,
     }
-    report.write_section("chat_sft" if stage == "sft" else "chat_rl" if stage == "rl" else f"{stage}_train", section)
+    report.write_section(checkpoint_manager.SCRIPTS[stage], section)
 
 
 def _unit(name: str) -> str:

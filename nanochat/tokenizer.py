@@ -74,10 +74,11 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read what `save` wrote. ValueError that names the file if it is damaged or of another kind."""
+        """Read what `save` wrote. SystemExit with the command to run if there is no such file, ValueError that names it
+        if it is damaged or of another kind."""
         path = Path(path)
         if not path.exists():
-            raise FileNotFoundError(f"There is no tokenizer at {path}. Train one: python -m scripts.tok_train")
+            raise SystemExit(f"There is no tokenizer at {path}. Train one: python -m scripts.tok_train")
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
             stamp, vocab = value["model"]["nanochat"], value["model"]["vocab"]

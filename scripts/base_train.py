@@ -50,12 +50,7 @@ class Config(RunConfig):
 def main(cfg: Config) -> None:
     rule = horizon_rule(cfg)
     with setup(cfg.device) as dist:
-        path = base_dir() / "tokenizer" / "tokenizer.json"
-        if not path.exists():
-            raise SystemExit(
-                f"There is no tokenizer at {path}. Train one: python -m scripts.tok_train --data={cfg.data}"
-            )
-        tokenizer = Tokenizer.load(path)
+        tokenizer = Tokenizer.load(base_dir() / "tokenizer" / "tokenizer.json")
         tag = cfg.model_tag or f"d{cfg.depth}"
         checkpoint = resume_point(cfg, "base", tag, dist)
         if finished(checkpoint, dist):
