@@ -30,7 +30,9 @@ def require(name: str) -> dict:
     """The manifest of a dataset. SystemExit with the command to run if it is not there."""
     path = data_dir(name) / "manifest.json"
     if path.exists() and shards(name, "train") and shards(name, "val"):
-        return read_manifest(path)
+        manifest = read_manifest(path)
+        if name in PUBLISHED or is_whole(path.parent, manifest):  # what was published may be on its way
+            return manifest
     flags = {"wiki": "--source wiki"} | {source: f"-n 8 --source {source}" for source in PUBLISHED}
     command = f"python -m nanochat.dataset {flags.get(name, f'--from PATH --name {name}')}"
     here = sorted(manifest.parent.name for manifest in (base_dir() / "data").glob("[!.]*/manifest.json"))
@@ -47,6 +49,11 @@ def shards(name: str, split: str) -> list[Path]:
     if name in PUBLISHED and (folder / "manifest.json").exists():
         found |= {folder / split / shard for shard in read_manifest(folder / "manifest.json")[split]["shards"]}
     return sorted(found)
+
+
+def is_whole(folder: Path, manifest: dict) -> bool:
+    """Whether all shards that the manifest lists are there."""
+    return all((folder / split / shard).exists() for split in ("train", "val") for shard in manifest[split]["shards"])
 
 
 def read_manifest(path: Path) -> dict:

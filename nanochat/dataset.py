@@ -26,6 +26,7 @@ from nanochat.datafolder import (  # noqa: F401  who only reads needs to know on
     data_dir,
     documents,
     exclusive,
+    is_whole,
     read_manifest,
     require,
     shards,
@@ -98,9 +99,7 @@ def _prepared(name: str, fingerprint: str) -> dict | None:
         manifest = read_manifest(folder / "manifest.json")
     except (FileNotFoundError, ValueError):
         return None
-    if manifest.get("fingerprint") != fingerprint:
-        return None
-    if not all((folder / split / shard).exists() for split in ("train", "val") for shard in manifest[split]["shards"]):
+    if manifest.get("fingerprint") != fingerprint or not is_whole(folder, manifest):
         return None
     print(f"{name}: nothing has changed since it was prepared.")
     return manifest

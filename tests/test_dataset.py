@@ -328,6 +328,11 @@ def test_missing_datasets_name_their_command():
     dataset.prepare("mine", ((t, t) for t in texts(40)), "somewhere", "1")
     with pytest.raises(SystemExit, match="Make it: .*\nOr take what is here: --data=mine$"):
         dataset.require("climbmix")
+    assert dataset.require("mine")["train"]["documents"] > 30
+    shard = dataset.shards("mine", "train")[0]
+    shard.rename(shard.with_name("shard_00001.parquet"))
+    with pytest.raises(SystemExit, match="no complete dataset 'mine'"):  # not trained on without the shard that is gone
+        dataset.require("mine")
     for name in ("../x", "", ".", "a/b"):
         with pytest.raises(SystemExit, match="no name for a dataset"):
             dataset.require(name)
