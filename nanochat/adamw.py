@@ -75,12 +75,12 @@ class AdamW:
         grads = [self.dist.reduce_scatter(self._flat(p.grad)) for p in params]
         buffers = owned, grads, list(self.mean.values()), list(self.square.values())
         settings = self.steps, self.lr * multiplier, *self.betas, self.eps, self.weight_decay
-        if params[0].is_cuda:
-            adamw_update_fused(*buffers, *settings)
-        else:
+        if params[0].device.type == "cpu":
             for tensors in zip(*buffers):
                 for parts in zip(*(tensor.split(CHUNK) for tensor in tensors)):
                     adamw_update(*parts, *settings)
+        else:
+            adamw_update_fused(*buffers, *settings)
         if self.dist.world_size > 1:
             for param, own in zip(params, owned):
                 param.copy_(self.dist.all_gather(own)[: param.numel()].view_as(param))

@@ -38,9 +38,9 @@ def attend(q, k, v, positions, scale: float, window: int | None = None, blocks: 
 
 
 def kernels_for(device: torch.device):
-    """A context for a forward: without gradients no kernels of cuDNN, which torch prefers on newer GPUs. They are built
-    for every new shape, for tens of milliseconds: nothing in training, but answers and questions have all lengths."""
-    if torch.is_grad_enabled() or device.type != "cuda":
+    """A context for a forward: uncompiled no kernels of cuDNN, which torch prefers on newer GPUs. They are built for
+    every new shape, in tens of milliseconds: nothing in training, but answers and questions have all lengths."""
+    if torch.compiler.is_compiling() or device.type != "cuda":
         return nullcontext()
     return sdpa_kernel([SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH])
 

@@ -4,11 +4,14 @@ In: the environment of the process (paths, torchrun's ranks). Out: Path, Dist, P
 Nothing here knows about models or tokens.
 """
 
+import functools
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -178,6 +181,18 @@ def training_dtype(device: torch.device, name: str = "auto") -> torch.dtype:
     if cpu.get("amx_bf16") or (cpu.get("avx512_bf16") and "AMD" in cpu.get("cpu_name", "")):
         return torch.bfloat16
     return compute_dtype(device)
+
+
+@functools.cache
+def cannot_compile() -> str:
+    """Why torch.compile would fail on a GPU of this machine: what its compiler Triton needs and a fresh machine may
+    lack; "" if all is there."""
+    folders = sysconfig.get_paths()["include"], sysconfig.get_config_var("INCLUDEPY") or ""
+    missing = [] if os.environ.get("CC") or shutil.which("gcc") or shutil.which("clang") else ["a C compiler"]
+    missing += [] if any(Path(folder, "Python.h").exists() for folder in folders) else ["Python's headers"]
+    if not missing:
+        return ""
+    return f"This machine lacks {' and '.join(missing)}: the GPU runs uncompiled, slowly. apt install gcc python3-dev"
 
 
 def peak_flops(device: torch.device) -> float | None:

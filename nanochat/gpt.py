@@ -16,6 +16,7 @@ import torch.nn as nn
 import torch.nn.functional as F
 
 from nanochat import attention, fp8
+from nanochat.common import cannot_compile
 from nanochat.fused import softcap_cross_entropy_
 
 SOFTCAP = 15.0
@@ -263,10 +264,10 @@ class GPT(nn.Module):
         return self
 
     def compiled(self):
-        """What training calls: on a CUDA GPU the model in one compiled graph, a new one for each shape of a batch; on
-        other devices the model itself. The weights are the same."""
+        """What training calls: on a CUDA GPU the model in one compiled graph, a new one for each shape of a batch;
+        elsewhere the model itself. The weights are the same."""
         device = self.embedding.weight.device
-        if device.type != "cuda":
+        if device.type != "cuda" or cannot_compile():
             return self
         self.window_kernels = attention.window_kernels(device)
         return torch.compile(self, dynamic=False)

@@ -8,7 +8,7 @@ import functools
 
 import torch
 
-from nanochat.common import Dist
+from nanochat.common import Dist, cannot_compile
 
 # Five steps of odd polynomials a x + b x^3 + c x^5, each the best after the one before it on singular values in
 # [1e-3, 1]. Polar Express: Amsel, Persson, Musco, Gower, 2025 (arXiv 2505.16932), with their safety factor 1.01.
@@ -89,7 +89,7 @@ class Muon:
             lr = self.lr * multiplier * max(1.0, m / n) ** 0.5
             grad = self.dist.reduce_scatter(group.stack([p.grad for p in group.params]))
             param = group.own(group.stack([p.data for p in group.params]))
-            if grad.is_cuda:
+            if grad.is_cuda and not cannot_compile():
                 update = compiled_update()(grad, group.momentum, group.row_square, grad.new_full((), beta1))
             else:
                 update = muon_update(grad, group.momentum, group.row_square, beta1)

@@ -17,6 +17,7 @@ from nanochat.common import (
     Dist,
     MetricsLog,
     Progress,
+    cannot_compile,
     compute_dtype,
     describe_machine,
     format_seconds,
@@ -199,6 +200,8 @@ def train(
     model.compute_dtype = training_dtype(dist.device, cfg.dtype)
     # The answers of RL have all lengths, and a GPU would be compiled for each.
     forward = model if stage == "rl" else model.compiled()
+    if dist.device.type == "cuda" and cannot_compile():
+        dist.print(cannot_compile())
     folder = checkpoint_manager.folder_of(stage, tag)
     log = open_log(cfg, stage, tag, state.step, dist)
     progress = Progress(title, 1.0, "%", dist, done=state.progress)

@@ -229,3 +229,17 @@ def test_a_log_keeps_what_a_full_disk_does_not_take(tmp_path, capsys):
     assert [row["step"] for row in MetricsLog.read(log.path)] == [1]
     log.log(4, loss=0.0)
     assert [row["step"] for row in MetricsLog.read(log.path)] == [1, 2, 3, 4]
+
+
+def test_what_a_gpu_cannot_be_compiled_without_is_named(monkeypatch):
+    common.cannot_compile.cache_clear()
+    monkeypatch.setenv("CC", "mycc")
+    here = common.cannot_compile()
+    assert "C compiler" not in here
+    common.cannot_compile.cache_clear()
+    monkeypatch.delenv("CC")
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("sysconfig.get_paths", lambda: {"include": "/nowhere"})
+    monkeypatch.setattr("sysconfig.get_config_var", lambda name: None)
+    assert "lacks a C compiler and Python's headers" in common.cannot_compile()
+    common.cannot_compile.cache_clear()

@@ -269,10 +269,11 @@ def test_windows_take_the_kernels_that_are_installed(monkeypatch):
     assert attention.window_kernels(cuda) == "AUTO" and "Triton" in attention.windows_by(cuda)
 
 
-def test_only_training_takes_kernels_that_are_built_for_each_shape():
+def test_only_what_is_compiled_takes_kernels_that_are_built_for_each_shape(monkeypatch):
     before = torch.backends.cuda.cudnn_sdp_enabled()
-    for device, grad, allowed in (("cuda", True, before), ("cuda", False, False), ("cpu", False, before)):
-        with torch.set_grad_enabled(grad), attention.kernels_for(torch.device(device)):
+    for device, compiling, allowed in (("cuda", True, before), ("cuda", False, False), ("cpu", False, before)):
+        monkeypatch.setattr(torch.compiler, "is_compiling", lambda compiling=compiling: compiling)
+        with attention.kernels_for(torch.device(device)):
             assert torch.backends.cuda.cudnn_sdp_enabled() == allowed
             assert torch.backends.cuda.flash_sdp_enabled() and torch.backends.cuda.mem_efficient_sdp_enabled()
     assert torch.backends.cuda.cudnn_sdp_enabled() == before

@@ -15,6 +15,7 @@ from nanochat import fp8
 from nanochat.attention import windows_by
 from nanochat.common import (
     Dist,
+    cannot_compile,
     compute_dtype,
     describe_machine,
     peak_flops,
@@ -166,6 +167,8 @@ def main(cfg: Config) -> None:
         machine = describe_machine(dist.device)
         print(f"{machine['device']} ({machine['processor']}), torch {machine['torch']}, commit {machine['commit']}")
         print(f"matrix products {peak / 1e12:.2f} TFLOP/s, copying {bandwidth / 1e9:.0f} GB/s, both measured now")
+        if dist.device.type == "cuda" and cannot_compile():
+            print(cannot_compile())
         window = cfg.window if dist.device.type == "cuda" else 0
         print(f"windows of {window} tokens by {windows_by(dist.device)}" if window else "no windows")
         for depth in cfg.depths:
