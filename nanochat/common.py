@@ -76,9 +76,7 @@ class Dist:
     def all_reduce(self, tensor: torch.Tensor, op: str = "sum") -> torch.Tensor:
         """Reduce in place over all ranks; op is "sum", "max" or "min". Returns the tensor."""
         if self.world_size > 1:
-            dist.all_reduce(
-                tensor, op={"sum": dist.ReduceOp.SUM, "max": dist.ReduceOp.MAX, "min": dist.ReduceOp.MIN}[op]
-            )
+            dist.all_reduce(tensor, op=getattr(dist.ReduceOp, op.upper()))
         return tensor
 
     def reduce_scatter(self, tensor: torch.Tensor) -> torch.Tensor:

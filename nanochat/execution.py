@@ -406,7 +406,7 @@ def python_tool(
     """
     result = shared_sandbox().run(code, timeout=timeout, memory_mb=memory_mb, echo=True, begun=begun)
     error = result.error.strip().splitlines()[-1:]
-    text = "\n".join([result.output.rstrip("\n")][: bool(result.output)] + error) or "(no output)"
+    text = "\n".join(filter(None, [result.output.rstrip("\n"), *error])) or "(no output)"
     return text if len(text) <= max_characters else text[: max_characters - 6] + " [...]"
 
 

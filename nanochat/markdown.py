@@ -55,7 +55,7 @@ def sanitize(html: str) -> str:
 
 # A last line that may become a rule, an underlined heading, a list, a table, a formula or the end of a code block.
 UNDECIDED = re.compile(r"(?:^|\n)[ \t]*(?:[-=*+#>|:~`_\s]+|\d{1,9}[.)]?[ \t]*|(?:\$\$?|\\\[?)\s*)\Z")
-TABLE_HEAD = re.compile(r"(?:\A|\n[ \t]*\n|\A\n*)[ \t]*\|[^\n]*\n?\Z")
+TABLE_HEAD = re.compile(r"(?:\A\n*|\n[ \t]*\n)[ \t]*\|[^\n]*\n?\Z")
 HALF_LINK = re.compile(r"!?\[([^\[\]\n]*)\]\([^()\s]*\Z")
 MARKS = re.compile(r"`+|\*\*|__|~~|\*|_")
 
