@@ -14,18 +14,19 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+HELD_OUT = 0.05  # of the documents are validation
 SHARD_CHARACTERS = 250_000_000  # about 100 MB of zstd
 GROUP_CHARACTERS, GROUP_DOCUMENTS = 4_000_000, 1024  # a row group is what a reader holds at once
 WINDOW_CHARACTERS = 32_000_000  # what is shuffled at once
 
 
 def held_out_score(key: str) -> float:
-    """A number in [0, 1) that belongs to the key on every machine and for ever: below the fraction is held out."""
+    """A number in [0, 1) that belongs to the key on every machine and for ever: the least ones are held out."""
     digest = hashlib.blake2b(key.encode("utf-8", "replace"), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
-def write_corpus(folder: Path, texts: Iterable[tuple[str, str]], fraction: float) -> dict:
+def write_corpus(folder: Path, texts: Iterable[tuple[str, str]]) -> dict:
     """Write each distinct text once, to train or val by the hash of its key; returns the counts for the manifest.
 
     A corpus so small that chance holds out nothing gives up the document that a larger fraction would take first.
@@ -41,7 +42,7 @@ def write_corpus(folder: Path, texts: Iterable[tuple[str, str]], fraction: float
         seen.add(digest)
         text, score = data.decode("utf-8"), held_out_score(key)
         sample.add(text)
-        if score < fraction:
+        if score < HELD_OUT:
             val.add(text)
         elif spare is None:
             spare = (score, text)

