@@ -2,7 +2,7 @@
 # What only a machine with a GPU can show, in one go: the tests that need one, speeds at several depths, and which
 # attention is fastest. Each result is printed as it comes, and all ends after LIMIT seconds, 540 if nothing is said.
 #
-#   bash dev/gpu_check.sh                          with the python that is first on the path, and torch with CUDA in it
+#   bash dev/gpu_check.sh                          with the python3 that is first on the path, which must have torch with CUDA
 #   TESTS= DEPTHS="20 24" bash dev/gpu_check.sh    only speeds, of some depths; arguments go to dev/bench/speed.py
 #   TESTS= DEPTHS= bash dev/gpu_check.sh           only attention
 #
@@ -20,10 +20,10 @@ limited() { # limited NAME SECONDS COMMAND...
     echo "$name: $((SECONDS - start)) s$([ $status = 0 ] || echo ", failed with $status; 124 is the limit of $seconds s")"
 }
 
-python -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null ||
+python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/null ||
     { echo "dev/gpu_check.sh: torch sees no CUDA GPU here. 'python -m dev.bench.speed' measures a CPU." >&2; exit 1; }
-[ -z "${TESTS-all}" ] || limited tests 200 python -m pytest -q -rs --durations=10 --show-capture=no tests/test_gpu.py
+[ -z "${TESTS-all}" ] || limited tests 200 python3 -m pytest -q -rs --durations=10 --show-capture=no tests/test_gpu.py
 for depth in ${DEPTHS-8 12 4 24 20}; do # a process each: what one leaves in memory does not matter, nor if it fails
-    limited "depth $depth" 150 python -m dev.bench.speed --depths "$depth" "$@"
+    limited "depth $depth" 150 python3 -m dev.bench.speed --depths "$depth" "$@"
 done
-limited attention 120 python -m dev.bench.attention
+limited attention 120 python3 -m dev.bench.attention

@@ -386,7 +386,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         for start in range(0, len(x), rows):
             chunk = slice(start, start + rows)
             losses, dz = _chunk_losses(F.linear(x[chunk], w).float(), targets[chunk], scale[chunk])
-            loss += (losses * scale[chunk]).sum()
+            loss = loss + (losses * scale[chunk]).sum()  # in place it has no gradient, compiled by torch 2.11
             if need:
                 dz = dz.to(x.dtype)
                 torch.mm(dz, w, out=dx[chunk])
