@@ -12,9 +12,11 @@ import tyro
 Config = TypeVar("Config")
 
 
-def parse(config: type[Config], argv: list[str] | None = None) -> Config:
-    """Build `config` from the command line. A wrong flag prints a suggestion and exits with code 2."""
+def parse(config: type[Config], argv: list[str] | None = None, command: str | None = None) -> Config:
+    """Build `config` from the command line. A wrong flag prints a suggestion and exits with code 2. `command` is what
+    the help calls this, by default the `python -m` that was typed."""
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == ["--"]:
         argv = argv[1:]
-    return tyro.cli(config, args=argv)
+    spec = sys.modules["__main__"].__spec__
+    return tyro.cli(config, args=argv, prog=command or (spec and f"python -m {spec.name}"))

@@ -17,6 +17,7 @@ from prompt_toolkit import PromptSession
 from prompt_toolkit.completion import WordCompleter
 from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings
+from prompt_toolkit.shortcuts import CompleteStyle
 from tyro.conf import arg
 
 from nanochat import checkpoint_manager
@@ -90,9 +91,10 @@ def main(cfg: Config) -> None:
             return
     except ValueError as error:
         raise SystemExit(str(error)) from error
-    print(dim(f"{checkpoint.stage} {checkpoint.tag}, step {checkpoint.state.step}, on {device.type}. /help, /quit"))
+    about = f"{checkpoint.stage} {checkpoint.tag}, step {checkpoint.state.step}, on {device.type}. /help, /quit"
     if chat.base:
-        print(dim("It has not learned to talk yet: it goes on with each text that you write."))
+        about += "\nIt has not learned to talk yet: it goes on with each text that you write."
+    print(dim(about), file=sys.stderr)  # stdout may be a pipe, for the answers
     talk(chat, read_lines())
 
 
@@ -120,7 +122,8 @@ def do(chat: "Chat", command: str, rest: str) -> str:
         return dim("A new conversation.") + "\n"
     if command == "/undo":
         del chat.messages[-2:]
-        return dim(f"{len(chat.messages) // 2} messages are left.") + "\n"
+        left = len(chat.messages) // 2
+        return dim(f"{left} message{' is' if left == 1 else 's are'} left.") + "\n"
     if command == "/retry":
         if not chat.messages:
             raise ValueError("There is nothing to answer yet.")
@@ -238,6 +241,7 @@ def read_lines() -> Iterator[str]:
     session = PromptSession(
         history=FileHistory(str(base_dir() / "chat_history")),
         completer=WordCompleter(COMMANDS, sentence=True),
+        complete_style=CompleteStyle.READLINE_LIKE,  # a menu would keep eight lines free for itself
         complete_while_typing=False,
         key_bindings=keys,
         multiline=True,
@@ -264,4 +268,6 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 
 
 if __name__ == "__main__":
+    if not sys.stdout.isatty():
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` has read enough
     main(parse(Config))

@@ -25,7 +25,7 @@ class Config:
     depth: int | None = None
     """layers of the model; by default what fits the machine and the time"""
     data: Path | None = None
-    """your own text, a file or folder of .txt, .md, .jsonl or .parquet; by default Wikipedia's vital articles"""
+    """your own text, a file or folder of .txt, .md, .html, .jsonl or .parquet; by default Wikipedia's vital articles"""
     minutes: float = 12.0
     """the time that it may take after installing"""
     fresh: bool = False
@@ -91,4 +91,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    main(parse(Config, command="bash quickstart.sh"))

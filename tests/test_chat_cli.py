@@ -88,7 +88,9 @@ def test_a_base_model_goes_on_with_the_text(base_dir, tiny_model, tiny_tokenizer
     assert capsys.readouterr().out == printable(expected) + "\n"
     chat = Chat(Engine(tiny_model, tiny_tokenizer, max_batch=1), GREEDY, base=True)
     chat.say("Grass is")
-    assert chat.tokens([*chat.messages, {"role": "user", "content": "The sky is"}]) == prompt, "each text by itself"
+    assert chat.tokens([*chat.messages, {"role": "user", "content": "The sky is"}]) == (prompt, 0), (
+        "each text by itself"
+    )
 
 
 def test_prompt_works_without_a_terminal(checkpoint):
@@ -98,6 +100,14 @@ def test_prompt_works_without_a_terminal(checkpoint):
     assert once.returncode == 0 and once.stdout.endswith("\n") and "\x1b" not in once.stdout
     piped = subprocess.run([*command, "--seed=1"], input="Hello\n/nonsense\n/quit\nnot read\n", **run)
     assert piped.returncode == 0 and once.stdout in piped.stdout and "There is no /nonsense" in piped.stdout
+
+
+def test_in_a_pipe_only_answers_are_printed(checkpoint):
+    command = f"printf 'one\\ntwo\\n' | {sys.executable} -m scripts.chat_cli --max_tokens=200 -t 0"
+    whole = subprocess.run(["bash", "-c", command], capture_output=True)
+    assert whole.returncode == 0 and b"/help" in whole.stderr and b"/help" not in whole.stdout and whole.stdout
+    some = subprocess.run(["bash", "-c", f"{command} | head -c 1"], capture_output=True)
+    assert some.stdout == whole.stdout[:1] and b"Traceback" not in some.stderr
 
 
 def test_flags():

@@ -1,5 +1,7 @@
 """A dataclass as a command line: spelling, help, and what a typo gets."""
 
+import subprocess
+import sys
 from dataclasses import FrozenInstanceError, dataclass
 from typing import Literal
 
@@ -42,6 +44,14 @@ def test_a_leading_double_hyphen_is_ignored():
 def test_argv_is_the_default(monkeypatch):
     monkeypatch.setattr("sys.argv", ["base_train", "--", "--depth", "3"])
     assert parse(Config) == Config(depth=3)
+
+
+def test_help_names_the_command_that_was_typed(capsys):
+    with pytest.raises(SystemExit):
+        parse(Config, ["--help"], command="bash quickstart.sh")
+    assert "usage: bash quickstart.sh [-h]" in capsys.readouterr().out
+    help = subprocess.run([sys.executable, "-m", "scripts.chat_cli", "-i", "nothing"], capture_output=True, text=True)
+    assert "python -m scripts.chat_cli --help" in help.stderr and ".py" not in help.stderr
 
 
 def test_help_shows_every_flag_and_its_docstring(capsys):
