@@ -31,6 +31,7 @@ __all__ += ["check_program", "open_sandbox", "python_tool", "run_python", "sandb
 LEVELS = ("none", "basic", "strict")
 MAX_OUTPUT = 64 << 10  # bytes kept of what a program prints; one that prints more is stopped
 MAX_HEARD = 2000  # characters that a chat model hears of its program
+START = 60.0  # seconds that a warm parent may take to be ready
 GRACE = 10.0  # seconds that the warm parent may be late before it counts as broken
 
 
@@ -107,12 +108,16 @@ class Sandbox:
                 pass_fds=[theirs.fileno()],
                 start_new_session=True,
             )
-        self.host.settimeout(60)
-        hello = self.host.makefile("rb").readline()
+        self.host.settimeout(START)
+        try:
+            with self.host.makefile("rb") as stream:
+                hello = stream.readline()
+        except TimeoutError:
+            hello = b""
         self.host.settimeout(None)
         if not hello:
             self._stop()
-            raise SandboxError("The sandbox did not start; the lines above say why.")
+            raise SandboxError(f"The sandbox did not start within {START:g} seconds; lines above may say why.")
         answer = json.loads(hello)
         self.level, self.reasons = answer["level"], tuple(answer["reasons"])
         if LEVELS.index(self.level) < LEVELS.index(self.asked):

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nanochat import confinement as walls
-from nanochat import judge
+from nanochat import execution, judge
 from nanochat import sandbox as inside
 from nanochat.execution import (
     Sandbox,
@@ -350,6 +350,14 @@ result = run_python("print(1)")
 assert result.output == "1\\n", result
 assert "Operation not permitted" in run_python("import os; os.fork()").error
 """
+
+
+def test_one_that_does_not_start_in_time_leaves_nothing_behind(monkeypatch, tmp_path):
+    monkeypatch.setattr(execution, "START", 0.001)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    with pytest.raises(SandboxError, match="did not start within 0.001 seconds"):
+        Sandbox("basic")
+    assert not list(tmp_path.iterdir())
 
 
 def test_refuses_below_the_level_that_was_asked_for(sandbox):
