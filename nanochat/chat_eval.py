@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from nanochat.common import Dist, Progress, tokens_at_once
+from nanochat.core_eval import pad
 from nanochat.engine import Completion, Sampling
 from nanochat.score import Score
 
@@ -108,11 +109,8 @@ def answer_with_letters(model, tokenizer, task, indices: Sequence[int]) -> Itera
 @torch.inference_mode()
 def last_logits(model, prompts: list[np.ndarray], device: torch.device) -> torch.Tensor:
     """Logits (B, V) after the last token of each prompt, in one forward of rows padded on the right."""
-    rows = np.zeros((len(prompts), max(map(len, prompts))), dtype=np.int64)
-    for row, prompt in zip(rows, prompts):
-        row[: len(prompt)] = prompt
     at = torch.tensor([len(prompt) - 1 for prompt in prompts], device=device)
-    return model(torch.from_numpy(rows).to(device), at=at)
+    return model(pad(prompts, device), at=at)
 
 
 def letter_id(tokenizer, letter: str) -> int:
