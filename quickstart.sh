@@ -4,17 +4,21 @@
 #   bash quickstart.sh                        goes on where it stopped, if it was stopped
 #   bash quickstart.sh --fresh                starts over
 #   bash quickstart.sh --data PATH            your own text instead of Wikipedia's vital articles
-#   bash quickstart.sh --minutes N --depth D  how long it may train, how deep the model is
+#   bash quickstart.sh --minutes N --depth D  how long it may take (12), how deep the model is
 #
 # Every line below is a command that you can run by itself. Artifacts go to $NANOCHAT_BASE_DIR (~/.cache/nanochat).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+case " $* " in *" --help "* | *" -h "*) # before anything is installed
+    sed -n '2,/^$/ s/^# \?//p; /^set/q' "$0"
+    exit
+    ;;
+esac
 source dev/venv.sh
 make_venv .venv wiki
 export PATH="$PWD/.venv/bin:$PATH"
 
-case " $* " in *" --help "* | *" -h "*) exec python -m scripts.plan --help ;; esac
 sizes=$(python -m scripts.plan "$@")
 eval "$sizes"
 

@@ -177,6 +177,14 @@ def run_module(name: str, arguments: list[str], line: str) -> None:
         assert not stop.code, f"{line}: {stop.code}"
 
 
+def test_the_quickstart_says_what_it_can_before_it_installs_anything(tmp_path):
+    script = tmp_path / "quickstart.sh"  # alone: whatever it needs, it would not find
+    script.write_text((ROOT / "quickstart.sh").read_text(encoding="utf-8"), encoding="utf-8")
+    told = subprocess.run(["bash", script, "--help"], capture_output=True, text=True)
+    assert told.returncode == 0 and "bash quickstart.sh --minutes N" in told.stdout and not told.stderr
+    assert [path.name for path in tmp_path.iterdir()] == ["quickstart.sh"]
+
+
 # ---------------------------------------------------------------------------------------------------------------------
 # Files, names, flags
 
