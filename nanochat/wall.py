@@ -99,6 +99,12 @@ def host_name(host: str) -> str:
         return ""
 
 
+def place_of(loc: tuple) -> str:
+    """("body", "messages", 0, "content", "list[Part]", 0) -> "messages.0.content.0": without the types that it might
+    have been."""
+    return ".".join(str(step) for step in loc[1:] if "[" not in str(step))
+
+
 def add_error_handlers(app: FastAPI) -> None:
     """Every error has OpenAI's shape and says what to do. None repeats what the client sent, which may be private."""
 
@@ -107,11 +113,10 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def invalid(request, error: RequestValidationError):
-        problems = [
-            (".".join(str(step) for step in one["loc"][1:]), one["msg"].removeprefix("Value error, "))
-            for one in error.errors()
-        ]
-        name, text = next(((name, text) for name, text in problems if name), problems[0])
+        problems = [(place_of(one["loc"]), one["msg"].removeprefix("Value error, ")) for one in error.errors()]
+        first = next((name for name, _ in problems if name), "")
+        within = [(name, text) for name, text in problems if name.startswith(first)]
+        name, text = max(within, key=lambda problem: problem[0].count("."))  # the form that came closest
         return respond(400, f"{name or 'body'}: {text}", param=name or None)
 
     @app.exception_handler(Refusal)

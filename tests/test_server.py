@@ -143,6 +143,25 @@ def test_a_conversation_that_is_too_long(real):
     assert "left_out" not in rest.model_dump()
 
 
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (
+            {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
+            "messages.0.content.0.type: Input should",
+        ),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content: Input should be a valid string"),
+        ({"messages": HELLO, "stop": [1]}, "stop.0: Input should be a valid string"),
+        ({"messages": HELLO, "temperature": "hot"}, "temperature: Input should be a valid number"),
+    ],
+)
+def test_an_error_names_the_place_and_nothing_of_ours(real, body, message):
+    answer = httpx.post(f"{real.base_url}chat/completions", json=body)
+    error = answer.json()["error"]
+    assert answer.status_code == 400 and error["message"].startswith(message)
+    assert error["param"] == message.split(":")[0] and "function" not in answer.text
+
+
 def test_logprobs(real):
     options = {"model": "nanochat-tiny", "messages": HELLO, "max_tokens": 20, "temperature": 0, "logprobs": True}
     whole = real.chat.completions.create(**options, top_logprobs=3)
