@@ -95,7 +95,7 @@ def rows_to_try(model: GPT, optimizers: list, cfg: Config, device: torch.device)
     rows = 2 ** (cfg.device_batch_size.bit_length() - 1)
     if device.type != "cuda":
         return rows
-    room, number = 0.9 * torch.cuda.mem_get_info(device)[1], model.compute_dtype.itemsize
+    room, number = 0.8 * torch.cuda.mem_get_info(device)[1], model.compute_dtype.itemsize
     while rows > 1 and training_bytes(model, optimizers, rows, 1, device.type, number) > room:
         rows //= 2
     return rows
@@ -104,6 +104,8 @@ def rows_to_try(model: GPT, optimizers: list, cfg: Config, device: torch.device)
 def training(model: GPT, cfg: Config, dist: Dist, peak: float) -> str:
     def attempt(rows: int) -> bool:
         nonlocal seconds, first
+        if dist.device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats()
         seconds, first = median_step(model, optimizers, rows, cfg, dist)
         return True
 
@@ -114,8 +116,6 @@ def training(model: GPT, cfg: Config, dist: Dist, peak: float) -> str:
 
     seconds = first = 0.0
     optimizers = build_optimizers(model, dist)
-    if dist.device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats()
     rows = largest_that_fits(rows_to_try(model, optimizers, cfg, dist.device), attempt, clear)
     speed = cfg.micro_batches * rows * cfg.max_seq_len / seconds
     flops, published = speed * model.flops_per_token(), peak_flops(dist.device)
