@@ -5,6 +5,7 @@ In: Sections. Out: blocks (report_page.py): first what every reader wants, then 
 
 import importlib.metadata
 import re
+import sys
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -42,8 +43,8 @@ ASKED = {  # what an item of a task is, for whoever has not read its code
     "HumanEval": "Python functions that must pass tests",
 }
 NEXT = [
-    ("talk to it in the browser", "python -m scripts.chat_web"),
-    ("talk to it in the terminal", "python -m scripts.chat_cli"),
+    ("talk to it in the browser", "{python} -m scripts.chat_web"),
+    ("talk to it in the terminal", "{python} -m scripts.chat_cli"),
     ("train longer, from the start", "bash quickstart.sh --minutes 60"),
     ("train on your own text", "bash quickstart.sh --data PATH"),
     ("see how it works", "docs/guide/README.md"),
@@ -63,7 +64,7 @@ def compose(sections: list[Section], hourly_price: float | None = None, started:
         blocks += [Heading("In its own words"), Text(unpicked), Samples(spoken.samples[:20])]
         if rest := spoken.samples[20:]:
             blocks.append(Fold(f"{len(rest)} more", [Samples(rest)]))
-        blocks += [Heading("Go on"), Commands(NEXT)]
+        blocks += [Heading("Go on"), Commands([(what, c.format(python=_python())) for what, c in NEXT])]
     if panels := [panel for section in sections for panel in _panels(section)]:
         blocks += [Heading("Learning"), Curves(panels)]
     if bars := _score_bars(evaluations):
@@ -73,6 +74,12 @@ def compose(sections: list[Section], hourly_price: float | None = None, started:
     for section in sections:
         blocks += _details(section, samples=section is not spoken)
     return blocks
+
+
+def _python() -> str:
+    """How the Python that runs this is called from the folder of the code."""
+    here, root = Path(sys.executable), Path(__file__).resolve().parent.parent
+    return str(here.relative_to(root)) if here.is_relative_to(root) else "python"
 
 
 def _tiles(sections: list[Section], hourly_price: float | None, started: float | None) -> Tiles:

@@ -164,7 +164,7 @@ def test_summary_table():
         f"{topic} | – | – | 58.0% ({low} to {high}) |",
         "| ChatCORE | – | – | 0.6200 |",
         "8 is no idea; less is better. The other figures are the share",
-        "- talk to it in the browser: `python -m scripts.chat_web`",
+        "python -m scripts.chat_web`",  # with the environment's folder before it if that lies in this one
     ):
         assert line in markdown, line
     assert markdown.index("100 items) | – | 50.0%") < markdown.index("| ChatCORE")
