@@ -6,8 +6,6 @@ largest value whenever it is used. Micikevicius et al., 2022 (arXiv 2209.05433):
 
 import torch
 
-MULTIPLE = 16  # both sides of a matrix must be multiples of it
-
 
 def require(device: torch.device) -> None:
     """SystemExit if this device does not multiply in 8 bits."""

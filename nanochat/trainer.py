@@ -8,7 +8,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 
 import torch
 
@@ -50,8 +50,6 @@ class State:
     """Losses of the last WINDOW steps that were not skipped."""
     data: dict = field(default_factory=dict)
 
-    as_dict = asdict
-
 
 @dataclass(frozen=True)
 class Step:
@@ -85,7 +83,7 @@ def train_step(
     gradient is not: then NaN is returned.
     """
     device = dist.device
-    valid = torch.stack([(batch.targets >= 0).sum() for batch in micro_batches]).sum().to(torch.float64)
+    valid = torch.stack([(batch.targets >= 0).sum() for batch in micro_batches]).sum()
     valid = dist.all_reduce(valid.to(device, torch.float32)).clamp(min=1)
     total = torch.zeros((), device=device)
     for batch in micro_batches:

@@ -3,7 +3,6 @@
 bash quickstart.sh --minutes 30        (which runs: eval "$(python -m scripts.plan --minutes 30)")
 """
 
-import os
 import shlex
 import shutil
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ import torch
 
 from nanochat.common import STAGES, base_dir, pick_device, training_dtype
 from nanochat.configurator import parse
-from nanochat.dial import USUAL_SHARE
 from nanochat.files import read_json, write_json
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.optim import horizon
 
 
 @dataclass(frozen=True)
@@ -32,30 +31,35 @@ class Config:
     """start over instead of going on"""
 
 
-CORE = {torch.float32: 95e9, torch.bfloat16: 217e9}  # FLOP/s of a Zen 4 core; others are within a factor of two
+CORE = {torch.float32: 50e9, torch.bfloat16: 80e9}  # FLOP/s of a Zen 4 core in training; others: a factor of two
 BASE, MID, SFT = 0.36, 0.43, 0.21  # of the time for training
 VOCABULARY, CONTEXT = 4096, 256
-MOST_TEXT = 3 * 1.3e6  # tokens: three passes through the embedded corpus
+MOST_TEXT = 2.2 * 1.34e6  # tokens: 2.2 passes through the embedded corpus
+DEEPEST = 12  # as deep as a model of so little text should be
 
 
-def depth_for(flops: float) -> int:
-    """On a CPU: the smallest model with which these FLOPs pay for no more than MOST_TEXT. In so little time small ones
-    are better, but what reads the same text more often learns it by heart (both measured: dev/LOG.md)."""
-    for depth in range(2, 6):
+def sizes_for(flops: float, depth: int | None = None) -> tuple[int, int]:
+    """(depth, tokens of a step) on a CPU. Unless it is given, the depth is that of the smallest model with which these
+    FLOPs pay for no more than MOST_TEXT. In so little time small ones are better, but what reads the same text more
+    often learns it by heart: in 10 minutes depth 5 is better than 4, in 3 minutes depth 3 than 2 or 4 (dev/LOG.md)."""
+    for layers in [depth] if depth else range(2, DEEPEST + 1):
         with torch.device("meta"):
-            model = GPT(GPTConfig.from_depth(depth, VOCABULARY, CONTEXT))
-        if flops / model.flops_per_token() <= MOST_TEXT:
-            return depth
-    return 6
+            model = GPT(GPTConfig.from_depth(layers, VOCABULARY, CONTEXT))
+        tokens, batch = horizon(model, flops=flops)
+        if tokens <= MOST_TEXT:
+            break
+    return layers, max(batch, CONTEXT)
 
 
 def plan(cfg: Config, device: str) -> dict[str, str]:
     """Every size that quickstart.sh needs, as text. It must not change when it is asked again: so no clock is asked."""
     overhead = min(1.8, cfg.minutes / 4)  # starting, tokenizer and evaluation, minutes on two slow cores
     training = cfg.minutes - overhead
-    flops = 60 * training * BASE * USUAL_SHARE * os.cpu_count() * CORE[training_dtype(torch.device("cpu"))]
-    depth = cfg.depth or (depth_for(flops) if device == "cpu" else {"mps": 4, "cuda": 6}[device] + (cfg.minutes >= 30))
-    batch = (2048 if depth < 5 else 4096) if device == "cpu" else 16384  # Muon's part of a step grows with the depth
+    if device == "cpu":
+        flops = 60 * training * BASE * torch.get_num_threads() * CORE[training_dtype(torch.device("cpu"))]
+        depth, batch = sizes_for(flops, cfg.depth)
+    else:
+        depth, batch = cfg.depth or {"mps": 4, "cuda": 6}[device] + (cfg.minutes >= 30), 16384
     return {
         "DATA": "own" if cfg.data else "wiki",
         "SOURCE": str(cfg.data.expanduser().resolve()) if cfg.data else "",

@@ -15,8 +15,8 @@ from nanochat.runlog import open_log
 from nanochat.stage import device_rows, largest_that_fits
 from nanochat.trainer import Batch
 from scripts.base_train import Config, horizon_rule
+from scripts.plan import DEEPEST, plan, sizes_for
 from scripts.plan import Config as PlanConfig
-from scripts.plan import depth_for, plan
 
 
 def test_the_horizon_follows_the_flag_that_is_given(tiny_model):
@@ -88,8 +88,12 @@ def test_the_step_grows_as_it_was_measured(tiny_model):
 
 
 def test_the_quickstart_takes_a_larger_model_where_a_smaller_one_would_read_the_text_too_often():
-    depths = [depth_for(flops) for flops in (1e12, 2e13, 5e13, 1e15)]
-    assert depths == sorted(depths) and depths[0] == 2 and depths[-1] == 6
+    # 3 and 10 minutes of pretraining on two cores; what was best there: dev/LOG.md
+    assert sizes_for(2.9e13) == (3, 4096) and sizes_for(9.6e13)[0] == 5
+    depths, batches = zip(*(sizes_for(flops) for flops in (1e12, 2e13, 5e13, 1e17)))
+    assert depths == tuple(sorted(depths)) and depths[0] == 2 and depths[-1] == DEEPEST
+    assert batches == tuple(sorted(batches))
+    assert sizes_for(1e12, 7)[0] == 7
     sizes = [plan(PlanConfig(minutes=minutes), "cpu") for minutes in (3, 12, 12, 60)]
     assert sizes[1] == sizes[2] and int(sizes[0]["DEPTH"]) <= int(sizes[1]["DEPTH"]) <= int(sizes[3]["DEPTH"])
     minutes = [float(sizes[1][f"{stage}_MINUTES"]) for stage in ("BASE", "MID", "SFT")]

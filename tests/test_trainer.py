@@ -6,6 +6,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -85,7 +86,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped():
         tensors = {}
         for optimizer in kept["optimizers"]:
             tensors |= optimizer.state_dict()
-        kept.update(model=copy.deepcopy(model.state_dict()), tensors=tensors, state=json.dumps(step.state.as_dict()))
+        kept.update(model=copy.deepcopy(model.state_dict()), tensors=tensors, state=json.dumps(asdict(step.state)))
 
     model = new_model()
     kept["optimizers"] = new_optimizers(model)
