@@ -9,13 +9,13 @@ from dataclasses import dataclass, replace
 import torch
 
 from nanochat import fp8
-from nanochat.common import base_dir, setup, training_dtype
+from nanochat.common import Dist, base_dir, setup, training_dtype
 from nanochat.configurator import parse
 from nanochat.dataloader import Batches, DocumentSource
 from nanochat.dial import flops_in, rehearse, show_dial, usual_window
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss_eval import evaluate_bpb
-from nanochat.optim import build_optimizers, horizon, warmup_flat_warmdown
+from nanochat.optim import build_optimizers, decay_for, horizon, warmup_flat_warmdown
 from nanochat.stage import RunConfig, device_rows, finished, resume_point, train, whole_rows
 from nanochat.tokenizer import Tokenizer
 
@@ -41,6 +41,8 @@ class Config(RunConfig):
     """tokens to train on for each weight that multiplies, if nothing else says how long to train"""
     target_flops: float | None = None
     """train for this many FLOPs instead"""
+    table_decay: float | None = None
+    """weight decay of the embeddings and the head; by default the more, the more often the run goes through its text"""
     dry_run: bool = False
     """only show what --depth decides, and rehearse a step, an evaluation, an answer and a checkpoint"""
     eval_tokens: int = 1 << 20
@@ -70,14 +72,18 @@ def main(cfg: Config) -> None:
             model.use_fp8()
         flops = flops_in(cfg.minutes, model, dist) if cfg.minutes else cfg.target_flops
         tokens, batch_tokens = horizon(model, cfg.target_param_data_ratio, flops)
-        before = checkpoint.settings["total_batch_size"] if checkpoint else None  # a clock never says the same twice
-        rows = whole_rows(cfg.total_batch_size or before or batch_tokens, cfg.max_seq_len, dist)
+        before = checkpoint.settings if checkpoint else {}  # for a clock never says the same twice
+        rows = whole_rows(cfg.total_batch_size or before.get("total_batch_size") or batch_tokens, cfg.max_seq_len, dist)
         cfg = replace(cfg, total_batch_size=rows * cfg.max_seq_len)  # what the next stage starts from
         num_iterations = cfg.num_iterations or (None if cfg.minutes else max(1, round(tokens / cfg.total_batch_size)))
-        optimizers = build_optimizers(model, dist, cfg.lr_scale)
+        source = DocumentSource.open(tokenizer, cfg.data, "train", cfg.max_seq_len, cfg.seed)
+        in_a_pass = tokens_of(source, dist)
+        passes = (num_iterations * cfg.total_batch_size if num_iterations else tokens) / in_a_pass
+        if cfg.table_decay is None:
+            cfg = replace(cfg, table_decay=before.get("table_decay", decay_for(passes)))
+        optimizers = build_optimizers(model, dist, cfg.lr_scale, cfg.table_decay)
         at_once = device_rows(cfg, model, cfg.max_seq_len, rows // dist.world_size, dist)
         cfg = replace(cfg, device_batch_size=at_once)
-        source = DocumentSource.open(tokenizer, cfg.data, "train", cfg.max_seq_len, cfg.seed)
         position = checkpoint.state.data if checkpoint else None
         batches = Batches(source, rows, cfg.device_batch_size, dist, position=position)
         token_bytes = torch.from_numpy(tokenizer.token_bytes()).to(dist.device)
@@ -96,22 +102,23 @@ def main(cfg: Config) -> None:
             device_rows=min(cfg.device_batch_size, rows // dist.world_size),
             horizon_rule=rule,
         )
-        if num_iterations and dist.is_main:
-            print(passes(source, num_iterations * cfg.total_batch_size))
+        dist.print(
+            f"{source.shards:,} shards, about {in_a_pass:,.0f} tokens: that makes about {passes:.2g} passes"
+            + (". More text would be better." if passes > 1 else ".")
+        )
         run |= {"batches": batches, "evaluate": evaluate, "tokenizer": tokenizer, "stage": "base"}
         if cfg.dry_run:
             return rehearse(**run, settings=cfg)
         train(cfg, **run, tag=tag, title="Pretraining", schedule=warmup_flat_warmdown(), checkpoint=checkpoint)
 
 
-def passes(source: DocumentSource, tokens: int) -> str:
-    """How often the run will go through its text, said beforehand."""
+def tokens_of(source: DocumentSource, dist: Dist) -> float:
+    """About how many tokens a pass over the text has, on every rank the same. SystemExit if it cannot be read."""
     try:
-        a_pass = source.tokens()
-    except ValueError as error:  # a damaged shard
+        tokens = source.tokens()
+    except ValueError as error:
         raise SystemExit(str(error)) from error
-    said = f"{source.shards:,} shards, about {a_pass:,} tokens: the run makes {tokens / a_pass:.2f} passes over them."
-    return said + (" More text would be better." if tokens > a_pass else "")
+    return float(dist.all_reduce(torch.tensor(float(tokens), device=dist.device), "max"))  # shards may still arrive
 
 
 def horizon_rule(cfg: Config) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from nanochat.common import Dist
 from nanochat.dial import flops_in, matmul_flops, rehearse, show_dial, training_bytes
-from nanochat.optim import build_optimizers, families, horizon
+from nanochat.optim import build_optimizers, decay_for, families, horizon
 from nanochat.runlog import open_log
 from nanochat.stage import device_rows, largest_that_fits
 from nanochat.trainer import Batch
@@ -45,6 +45,14 @@ def test_the_table_names_every_family_and_every_figure(tiny_model, capsys):
     assert "about 2:00" in capsys.readouterr().err
     show_dial(tiny_model, optimizers, num_iterations=7, minutes=None, **options | {"dist": Dist(rank=1, world_size=2)})
     assert capsys.readouterr().err == ""
+
+
+def test_only_what_reads_its_text_again_decays_the_tables(tiny_model):
+    assert [decay_for(passes) for passes in (0.1, 1.0, 2.0, 4.0, 40.0)] == [0, 0, 0.01, 0.03, 0.03]
+    decays = lambda optimizers: [optimizer.weight_decay for optimizer in optimizers]  # noqa: E731
+    none, some = decays(build_optimizers(tiny_model)), decays(build_optimizers(tiny_model, table_decay=0.01))
+    changed = [name for name, a, b in zip(families(tiny_model), none, some) if a != b]
+    assert changed == ["head", "embedding", "value embeddings"]
 
 
 def test_memory_grows_with_the_rows_and_is_shared_among_ranks(tiny_model):
