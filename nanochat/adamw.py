@@ -73,7 +73,7 @@ class AdamW:
         params = list(self.params.values())
         owned = [self._own(self._flat(p.data)) for p in params]
         grads = [self.dist.reduce_scatter(self._flat(p.grad)) for p in params]
-        buffers = owned, grads, list(self.mean.values()), list(self.square.values())
+        buffers = owned, grads, *([kept[name] for name in self.params] for kept in (self.mean, self.square))
         settings = self.steps, self.lr * multiplier, *self.betas, self.eps, self.weight_decay
         if params[0].device.type == "cpu":
             for tensors in zip(*buffers):

@@ -324,7 +324,7 @@ def test_evaluation_takes_what_is_there_and_says_what_is_not(tmp_path):
     tasks, left_out = evaluation_tasks((), tmp_path)
     names = [task.name for task in tasks]
     assert names[:2] == ["ARC-Easy", "MMLU"] and "Spelling" in names
-    assert len(left_out) == 1 and "not here: ARC-Challenge, GSM8K, HumanEval." in left_out[0]
+    assert len(left_out) == 1 and "not here: ARC-Challenge, GSM8K, HumanEval (" in left_out[0]
     assert [task.name for task in evaluation_tasks(("MMLU",), tmp_path)[0]] == ["MMLU"]
     with pytest.raises(MissingFile, match="gsm8k_test"):
         evaluation_tasks(("MMLU", "GSM8K"), tmp_path)
