@@ -3,6 +3,7 @@
 In: a model, its optimizers, the size of a step. Out: a table on the terminal; with --dry_run a rehearsal.
 """
 
+import functools
 import math
 import tempfile
 import time
@@ -35,18 +36,19 @@ SHARE_BY_WIDTH = ((512, 0.35), (768, 0.39), (1152, 0.44), (1536, 0.47))
 KEPT = {"cpu": 30, "mps": 30, "cuda": 18}
 
 
+@functools.cache
 def matmul_flops(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOP/s of a matrix product on this device, the best of five. Of random numbers: a GPU multiplies
-    ones faster, since less in it switches."""
+    """FLOP/s of a matrix product on this device, the best that there was in a third of a second, since processors take
+    a while to wake up. Of random numbers: a GPU multiplies ones faster, since less in it switches."""
     a = torch.rand(MATMUL[device.type], MATMUL[device.type], device=device, dtype=dtype)
-    best = math.inf
-    for _ in range(6):  # the first one warms up
+    begin, times = time.perf_counter(), []
+    while len(times) < 6 or time.perf_counter() - begin < 1 / 3:
         synchronize(device)
         start = time.perf_counter()
         a @ a
         synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * len(a) ** 3 / best
+        times.append(time.perf_counter() - start)
+    return 2 * len(a) ** 3 / min(times)
 
 
 def usual_window(sequence_len: int, device_type: str) -> int:

@@ -60,6 +60,7 @@ def test_memory_grows_with_the_rows_and_is_shared_among_ranks(tiny_model):
     one, more = (training_bytes(tiny_model, optimizers, rows, 1, "cpu", 4) for rows in (1, 64))
     assert one < more and training_bytes(tiny_model, optimizers, 1, 4, "cpu", 4) < one
     assert matmul_flops(torch.device("cpu"), torch.float32) > 1e8
+    assert matmul_flops(torch.device("cpu"), torch.float32) == matmul_flops(torch.device("cpu"), torch.float32)
 
 
 def test_a_rehearsal_does_everything_and_keeps_nothing(tiny_model, tiny_tokenizer, base_dir, capsys):
