@@ -55,7 +55,7 @@ stage "Report" python -m nanochat.report generate
 printf '\nA talk with the model that you have just trained:\n'
 for question in "Who are you?" "What is the Moon?" "What is 1234 times 56?" 'How many "r" are in "strawberry"?'; do
     printf '\n> %s\n' "$question"
-    python -m scripts.chat_cli -g quickstart -t 0 -p "$question"
+    python -m scripts.chat_cli -g quickstart -p "$question"
 done
 cat <<END
 
