@@ -34,21 +34,22 @@ class Config:
 CORE = {torch.float32: 50e9, torch.bfloat16: 80e9}  # FLOP/s of a Zen 4 core in training; others: a factor of two
 BASE, MID, SFT = 0.36, 0.43, 0.21  # of the time for training
 VOCABULARY, CONTEXT = 4096, 256
-MOST_TEXT = 2.2 * 1.34e6  # tokens: 2.2 passes through the embedded corpus
+MOST_TEXT = 3.3 * 1.34e6  # tokens: 3.3 passes through the embedded corpus
+LARGEST_STEP = 4096  # tokens: larger ones are no faster, and were worse for 3 minutes
 DEEPEST = 12  # as deep as a model of so little text should be
 
 
 def sizes_for(flops: float, depth: int | None = None) -> tuple[int, int]:
     """(depth, tokens of a step) on a CPU. Unless it is given, the depth is that of the smallest model with which these
     FLOPs pay for no more than MOST_TEXT. In so little time small ones are better, but what reads the same text more
-    often learns it by heart: in 10 minutes depth 5 is better than 4, in 3 minutes depth 3 than 2 or 4 (dev/LOG.md)."""
+    often learns it by heart: depth 2 is best for 2 minutes, 3 for 3 and for 4, 4 for 10 (dev/LOG.md)."""
     for layers in [depth] if depth else range(2, DEEPEST + 1):
         with torch.device("meta"):
             model = GPT(GPTConfig.from_depth(layers, VOCABULARY, CONTEXT))
         tokens, batch = horizon(model, flops=flops)
         if tokens <= MOST_TEXT:
             break
-    return layers, max(batch, CONTEXT)
+    return layers, min(max(batch, CONTEXT), LARGEST_STEP)
 
 
 def plan(cfg: Config, device: str) -> dict[str, str]:

@@ -97,8 +97,9 @@ def test_the_step_grows_as_it_was_measured(tiny_model):
 
 
 def test_the_quickstart_takes_a_larger_model_where_a_smaller_one_would_read_the_text_too_often():
-    # 3 and 10 minutes of pretraining on two cores; what was best there: dev/LOG.md
-    assert sizes_for(2.9e13) == (3, 4096) and sizes_for(9.6e13)[0] == 5
+    # 2, 3, 4 and 10 minutes of pretraining on two cores; what was best there: dev/LOG.md
+    assert [sizes_for(minutes * 60 * 160e9)[0] for minutes in (2.2, 3, 3.7, 10)] == [2, 3, 3, 4]
+    assert sizes_for(2.9e13) == (3, 4096)
     depths, batches = zip(*(sizes_for(flops) for flops in (1e12, 2e13, 5e13, 1e17)))
     assert depths == tuple(sorted(depths)) and depths[0] == 2 and depths[-1] == DEEPEST
     assert batches == tuple(sorted(batches))
