@@ -78,7 +78,9 @@ def plan(cfg: Config, device: str) -> dict[str, str]:
 
 def main(cfg: Config) -> None:
     if cfg.data and not cfg.data.expanduser().exists():
-        raise SystemExit(f"--data {cfg.data} does not exist. Give a file or folder with .txt, .md, .jsonl or .parquet.")
+        raise SystemExit(
+            f"--data {cfg.data} does not exist. Give a file or folder with .txt, .md, .html, .jsonl or .parquet."
+        )
     if cfg.minutes < 1 or (cfg.depth is not None and cfg.depth < 1):
         raise SystemExit("--minutes and --depth must be at least 1.")
     sizes = plan(cfg, pick_device().type)
