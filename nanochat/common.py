@@ -147,7 +147,8 @@ def setup(device: str = "auto") -> Iterator[Dist]:
         torch.cuda.set_device(chosen)
         torch.set_float32_matmul_precision("high")
     if world_size > 1:
-        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        # Numbers that the hosts exchange in a step go by gloo on GPUs, too: NCCL would have them wait for the GPU.
+        backend = "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo"
         device_id = chosen if chosen.type == "cuda" else None
         dist.init_process_group(backend, timeout=timedelta(minutes=10), device_id=device_id)
     try:

@@ -33,7 +33,7 @@ def evaluate_bpb(
         count += lengths.sum()
         if seen >= max_tokens:
             break
-    nats, count = dist.all_reduce(torch.stack((nats, count)).to(dist.device, torch.float32)).tolist()
+    nats, count = dist.all_reduce(torch.stack((nats, count))).tolist()
     return nats / math.log(2) / count if count else float("nan")
 
 
