@@ -24,7 +24,7 @@ from dev.experiment import Data, T, train
 from nanochat import gpt, optim
 from nanochat.adamw import AdamW
 from nanochat.common import describe_machine
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.files import read_json, write_json
 
 HERE = Path(__file__).parent
@@ -255,4 +255,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

@@ -39,7 +39,7 @@ from tyro.conf import Positional  # noqa: E402
 
 from nanochat import checkpoint_manager, sealed  # noqa: E402
 from nanochat.common import Progress  # noqa: E402
-from nanochat.configurator import parse  # noqa: E402
+from nanochat.configurator import launch  # noqa: E402
 from nanochat.gpt import GPT, GPTConfig  # noqa: E402
 from nanochat.optim import build_optimizers  # noqa: E402
 from nanochat.tokenizer import Tokenizer  # noqa: E402
@@ -131,4 +131,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

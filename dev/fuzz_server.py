@@ -12,7 +12,7 @@ import tempfile
 from dataclasses import dataclass
 
 from dev.bench.serve import random_server
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 
 
 @dataclass(frozen=True)
@@ -42,4 +42,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

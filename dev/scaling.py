@@ -22,7 +22,7 @@ import torch
 
 from dev.experiment import ROWS, Data, T, train
 from nanochat.common import Dist, Progress, describe_machine
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.files import read_json, write_json
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import build_optimizers
@@ -262,4 +262,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from urllib.parse import urlsplit
 
 from dev.bench.serve import random_server
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 
 NO_LINGER = struct.pack("ii", 1, 0)  # closing sends a reset: what a crash or a cable that was pulled looks like
 
@@ -121,4 +121,4 @@ def report(cfg: Config, url: str) -> int:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

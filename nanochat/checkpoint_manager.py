@@ -20,7 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from nanochat.common import STAGES, Dist, base_dir
-from nanochat.files import hidden, publish, recover, remove, write_json
+from nanochat.files import BadFile, hidden, publish, recover, remove, write_json
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.sealed import check_keys, read_manifest, read_object, regular_size, seal, verify
 from nanochat.tokenizer import Tokenizer
@@ -72,7 +72,7 @@ def _step_name(step: int) -> str:
 def _saved_at(path: Path) -> float:
     try:
         return read_manifest(path)["saved_at"]
-    except ValueError:
+    except BadFile:
         return path.stat().st_mtime if path.exists() else 0.0  # a run may be deleting it at this moment
 
 
@@ -279,7 +279,7 @@ def latest_valid(folder: Path, dist: Dist = Dist()) -> Path | None:
                 verify(path)
                 answer = ("found", path)
                 break
-            except ValueError as error:
+            except BadFile as error:
                 print(f"{error} Falling back to the checkpoint before it.", file=sys.stderr)
         if candidates and answer is None:
             answer = ("none", f"Every checkpoint in {folder} is damaged. Move it away to start anew.")
@@ -298,18 +298,28 @@ def load(
     device: torch.device = torch.device("cpu"),
     dtype: torch.dtype | None = None,
 ) -> Checkpoint:
-    """The checkpoint in `path`, or the one that `find` finds. ValueError naming the file if anything in it is wrong.
+    """The checkpoint in `path`, or the one that `find` finds. BadFile if anything in it is wrong: it names the file and
+    says what to do.
 
     dtype, for inference: matrices are cast to it and the model computes in it; vectors stay fp32.
     """
     path = Path(path) if path is not None else find(stage, tag, step)
+    try:
+        return _read(path, device, dtype)
+    except BadFile as error:
+        others = [other.name for other in steps(path.parent) if other != path]
+        instead = f"{others[0]} is taken instead" if others else "train it again"
+        raise BadFile(f"{error} Move {path} away: then {instead}.") from error
+
+
+def _read(path: Path, device: torch.device, dtype: torch.dtype | None) -> Checkpoint:
     verify(path, REQUIRED)
     about = _read_checked(path / CONFIG, ABOUT)
     state = State(**_read_checked(path / STATE, asdict(State())))
     model = _read_model(path, about["model"], device, dtype)
     tokenizer = Tokenizer.load(path / TOKENIZER)
     if tokenizer.vocab_size > model.config.vocab_size:
-        raise ValueError(
+        raise BadFile(
             f"{path / TOKENIZER} has {tokenizer.vocab_size} tokens, but the model in {path / MODEL} has room for "
             f"{model.config.vocab_size}. The two files do not belong together."
         )
@@ -319,7 +329,7 @@ def load(
 def load_optimizers(path: Path, optimizers: list) -> None:
     """Put what was saved as `optimizer_tensors` in the step folder `path` back into the optimizers.
 
-    ValueError naming the file if anything in it is wrong or it belongs to another model.
+    BadFile if anything in it is wrong, or it belongs to another model.
     """
     verify(path, (OPTIMIZER,))
     tensors = _read_tensors(path / OPTIMIZER)
@@ -327,7 +337,9 @@ def load_optimizers(path: Path, optimizers: list) -> None:
         for optimizer in optimizers:
             optimizer.load_state_dict(tensors)
     except (KeyError, RuntimeError) as error:
-        raise ValueError(f"{path / OPTIMIZER} does not fit this model or these optimizers: {error}.") from error
+        raise BadFile(
+            f"{path / OPTIMIZER} does not fit these optimizers ({error}): give the flags that the run began with."
+        ) from error
 
 
 def _read_checked(path: Path, examples: dict) -> dict:
@@ -335,19 +347,17 @@ def _read_checked(path: Path, examples: dict) -> dict:
     values = read_object(path, set(examples))
     for name, example in examples.items():
         if type(values[name]) is not type(example) and not (type(example) is float and type(values[name]) is int):
-            raise ValueError(
-                f"{path}: {name} is {values[name]!r:.80}, which is not of the type {type(example).__name__}."
-            )
+            raise BadFile(f"{path}: {name} is {values[name]!r:.80}, which is not of the type {type(example).__name__}.")
     return values
 
 
 def _check_header(path: Path) -> None:
-    """ValueError unless the length that a safetensors file begins with is one that its header may have."""
+    """BadFile unless the length that a safetensors file begins with is one that its header may have."""
     size = regular_size(path)
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
     if length > min(size - 8, MAX_HEADER_BYTES):
-        raise ValueError(
+        raise BadFile(
             f"{path} is not a valid safetensors file: its header would have {length:,} bytes, in a file of {size:,}; "
             f"at most {MAX_HEADER_BYTES:,} are read."
         )
@@ -358,16 +368,14 @@ def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     try:
         return {name: tensor.clone() for name, tensor in load_file(path).items()}
     except (SafetensorError, OSError, RuntimeError, ValueError) as error:
-        raise ValueError(f"{path} is not a valid safetensors file ({error}).") from error
+        raise BadFile(f"{path} is not a valid safetensors file ({error}).") from error
 
 
 def _read_model(path: Path, values, device: torch.device, dtype: torch.dtype | None) -> GPT:
     config = _read_model_config(path, values)
     tensors = _read_tensors(path / MODEL)
     if config.n_layer > len(tensors):  # before a module is made for each
-        raise ValueError(
-            f"{path / CONFIG} says n_layer={config.n_layer}, but {path / MODEL} has {len(tensors)} tensors."
-        )
+        raise BadFile(f"{path / CONFIG} says n_layer={config.n_layer}, but {path / MODEL} has {len(tensors)} tensors.")
     with torch.device("meta"):  # shapes without memory
         model = GPT(config)
     expected = model.state_dict()
@@ -375,9 +383,9 @@ def _read_model(path: Path, values, device: torch.device, dtype: torch.dtype | N
     for name, tensor in tensors.items():
         if tensor.shape != expected[name].shape:
             shapes = tuple(tensor.shape), tuple(expected[name].shape)
-            raise ValueError(f"{path / MODEL}: {name} has the shape {shapes[0]}, but {CONFIG} asks for {shapes[1]}.")
+            raise BadFile(f"{path / MODEL}: {name} has the shape {shapes[0]}, but {CONFIG} asks for {shapes[1]}.")
         if tensor.dtype not in (torch.float32, torch.bfloat16, torch.float16):
-            raise ValueError(f"{path / MODEL}: {name} is of the type {tensor.dtype}, which is none of a weight.")
+            raise BadFile(f"{path / MODEL}: {name} is of the type {tensor.dtype}, which is none of a weight.")
         cast = dtype if dtype is not None and tensor.ndim >= 2 else tensor.dtype
         tensors[name] = tensor.to(device, cast)
     model.load_state_dict(tensors, assign=True)
@@ -397,8 +405,8 @@ def _read_model_config(path: Path, values) -> GPTConfig:
             isinstance(value, bool) if field.type is bool else type(value) in (field.type, int) and 0 < value <= limit
         )
         if not fits and not (type(value) is field.type and value == field.default):
-            raise ValueError(f"{where}.{field.name} is {value!r:.80}, which is no sensible number.")
+            raise BadFile(f"{where}.{field.name} is {value!r:.80}, which is no sensible number.")
     try:
         return GPTConfig(**values)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: {error}") from error
+        raise BadFile(f"{where}: {error}") from error

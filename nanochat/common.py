@@ -22,7 +22,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from nanochat.files import write_bytes
+from nanochat.files import BadFile, write_bytes
 
 STAGES = ("base", "mid", "sft", "rl")
 
@@ -359,8 +359,8 @@ class MetricsLog:
 
     @staticmethod
     def read(path: Path) -> list[dict]:
-        """Every row; [] if there is no file. A last line cut short by a crash is left out. ValueError naming file and
-        line if another one is no object of numbers and lists (samples) with a whole "step"."""
+        """Every row; [] if there is no file. A last line cut short by a crash is left out. BadFile naming the line if
+        another one is no object of numbers and lists (samples) with a whole "step"."""
         lines = path.read_bytes().split(b"\n") if path.exists() else [b""]
         rows = []
         for number, line in enumerate(lines[:-1], start=1):  # what comes after the last newline is cut short
@@ -371,6 +371,6 @@ class MetricsLog:
                 ):
                     raise ValueError("it should be numbers or samples by name, with a whole step")
             except (ValueError, TypeError, KeyError, RecursionError) as error:
-                raise ValueError(f"{path}, line {number}, is damaged ({error}). Mend it or move it away.") from error
+                raise BadFile(f"{path}, line {number}, is damaged ({error}). Mend it or move it away.") from error
             rows.append(row)
         return rows

@@ -4,12 +4,19 @@ In: a dataclass and argv. Out: an instance, or a message and exit code 2. `--dev
 `--device-batch-size` are one flag; a leading `--` (torchrun's habit) is ignored.
 """
 
+import errno
 import sys
+from collections.abc import Callable
 from typing import TypeVar
 
 import tyro
 
+from nanochat.files import BadFile
+
 Config = TypeVar("Config")
+
+# What a disk says that is full or may not be written; None: an error of our own, which is a sentence already.
+REFUSED = (None, errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EACCES, errno.EPERM)
 
 
 def parse(config: type[Config], argv: list[str] | None = None, command: str | None = None) -> Config:
@@ -20,3 +27,16 @@ def parse(config: type[Config], argv: list[str] | None = None, command: str | No
         argv = argv[1:]
     spec = sys.modules["__main__"].__spec__
     return tyro.cli(config, args=argv, prog=command or (spec and f"python -m {spec.name}"))
+
+
+def launch(main: Callable, config: type | None = None, command: str | None = None) -> None:
+    """The last line of every script: `main` with its command line. Of a file that is damaged, or a disk that refuses,
+    the user sees the sentence and no traceback, which is for faults of the program."""
+    try:
+        main(parse(config, command=command)) if config else main()
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+    except (BadFile, OSError) as error:
+        if isinstance(error, OSError) and error.errno not in REFUSED:
+            raise
+        raise SystemExit(f"\n{error}") from error

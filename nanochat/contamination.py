@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
-import pyarrow.parquet as pq
 import torch
 
 from nanochat import dataset
@@ -73,11 +72,12 @@ def find_overlap(groups: Sequence[Sequence[str]], name: str, dist: Dist = Dist()
     """For each group of texts: (texts,) bool, which have a run in common with the training documents of the dataset
     `name`, and how many texts are long enough to tell. Ranks share the documents and agree on the result."""
     overlap = Overlap([text for group in groups for text in group])
-    total = sum(pq.read_metadata(dataset.wait_for(shard)).num_rows for shard in dataset.shards(name, "train"))
+    files = [dataset.open_shard(shard).metadata for shard in dataset.shards(name, "train")]
+    sizes = [file.row_group(group).num_rows for file in files for group in range(file.num_row_groups)]
+    total = sum(sizes[dist.rank :: dist.world_size])
     progress = Progress("contamination", total, unit="documents", dist=dist)
-    for number, document in enumerate(dataset.documents(name, "train")):
-        if number % dist.world_size == dist.rank:
-            overlap.read(document)
+    for number, document in enumerate(dataset.documents(name, "train", dist.rank, dist.world_size)):
+        overlap.read(document)
         progress.update(number + 1, found=f"{overlap.found.sum():,}")
     found = dist.all_reduce(torch.from_numpy(overlap.found).to(dist.device, torch.int32), "max").bool().cpu().numpy()
     ends = np.cumsum([len(group) for group in groups])[:-1]

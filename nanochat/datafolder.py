@@ -4,16 +4,18 @@ In: the name of a dataset. Out: paths of shards, also of those that a download h
 makes a dataset is dataset.py and fetch.py.
 """
 
+import itertools
 import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nanochat.common import base_dir
-from nanochat.files import hidden, read_json
+from nanochat.files import BadFile, hidden, read_json
 from nanochat.sources import PUBLISHED
 
 GRACE = 10.0  # seconds without a process that fetches a missing shard, until a reader gives up
@@ -57,15 +59,15 @@ def is_whole(folder: Path, manifest: dict) -> bool:
 
 
 def read_manifest(path: Path) -> dict:
-    """A dataset's manifest. ValueError naming the file if it is none, or if it names what is no file of its folder."""
+    """A dataset's manifest. BadFile if it is none, or if it names what is no file of its folder."""
     manifest = read_json(path)
     try:
         names = [name for split in ("train", "val") for name in manifest[split]["shards"]]
     except (TypeError, KeyError) as error:
-        raise ValueError(f"{path} is damaged: it does not list the shards of train and val.") from error
+        raise BadFile(f"{path} is damaged: it does not list the shards of train and val.") from error
     for name in names:
         if not isinstance(name, str) or not re.fullmatch(r"shard_\d+\.parquet", name):
-            raise ValueError(f"{path} is damaged: {name!r:.80} is no name of a shard.")
+            raise BadFile(f"{path} is damaged: {name!r:.80} is no name of a shard.")
     return manifest
 
 
@@ -88,13 +90,39 @@ def wait_for(shard: Path) -> Path:
     return shard
 
 
-def documents(name: str, split: str) -> Iterator[str]:
-    """The documents of a dataset, in the order of its shards, one row group in memory at a time."""
+def documents(name: str, split: str, rank: int = 0, world_size: int = 1) -> Iterator[str]:
+    """The documents of a dataset, in the order of its shards, one row group in memory at a time; of several ranks each
+    reads every world_size-th row group."""
     require(name)
+    number = itertools.count()
     for shard in shards(name, split):
-        with pq.ParquetFile(wait_for(shard)) as file:
+        with open_shard(shard) as file:
             for group in range(file.num_row_groups):
-                yield from file.read_row_group(group, columns=["text"]).column("text").to_pylist()
+                if next(number) % world_size == rank:
+                    yield from read_texts(file, group, shard)
+
+
+def open_shard(shard: Path) -> pq.ParquetFile:
+    """As soon as it is there. BadFile if it is damaged."""
+    with reading(wait_for(shard)):
+        return pq.ParquetFile(shard, page_checksum_verification=True)
+
+
+def read_texts(file: pq.ParquetFile, group: int, shard: Path) -> list[str]:
+    """The documents of a row group of `shard`, which is open as `file`. BadFile if it is damaged."""
+    with reading(shard):
+        return file.read_row_group(group, columns=["text"]).column("text").to_pylist()
+
+
+@contextmanager
+def reading(shard: Path) -> Iterator[None]:
+    """BadFile if what is done with this shard shows that it is damaged."""
+    try:
+        yield
+    except (pa.ArrowException, ValueError, OSError) as error:
+        raise BadFile(
+            f"{shard} is damaged ({error}). Delete it and prepare the dataset again: python -m nanochat.dataset --help"
+        ) from error
 
 
 @contextmanager

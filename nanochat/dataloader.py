@@ -10,17 +10,16 @@ global batch: the order does not depend on the number of ranks.
 from bisect import bisect_right, insort
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
 from nanochat import dataset
 from nanochat.common import Dist
+from nanochat.files import BadFile
 from nanochat.tokenizer import Tokenizer
 from nanochat.trainer import Batch
 
@@ -109,10 +108,10 @@ class DocumentSource:
     def tokens(self) -> int:
         """About how many a pass has: what some documents of the first shard have, times all documents. A shard that is
         still to come counts as those that are here."""
-        with self._file(0) as file, _reading(self.files[0]):
+        with self._file(0) as file, dataset.reading(self.files[0]):
             texts = next(file.iter_batches(batch_size=256, columns=["text"])).column("text").to_pylist()
         a_document = 1 + sum(map(len, self.tokenizer.encode_batch(texts))) / len(texts)
-        counts = [pq.read_metadata(path).num_rows for path in self.files if path.exists()]
+        counts = [dataset.open_shard(path).metadata.num_rows for path in self.files if path.exists()]
         return round(a_document * sum(counts) / len(counts) * len(self.files))
 
     def blocks(self, epoch: int, shard: int) -> int:
@@ -122,8 +121,7 @@ class DocumentSource:
         file = self._file(shard)
         # The same order in every pass: in another one, what comes early was perhaps seen a moment ago.
         group = _permuted(self.seed, (0, shard), file.num_row_groups)[block]
-        with _reading(self.files[shard]):
-            texts = file.read_row_group(int(group), columns=["text"]).column("text").to_pylist()
+        texts = dataset.read_texts(file, int(group), self.files[shard])
         bos = np.array([self.tokenizer.bos_id])
         documents = [np.concatenate((bos, ids)) for ids in self.tokenizer.encode_batch(texts)]
         items = [(ids, np.arange(len(ids)) > 0) for ids in documents]
@@ -131,20 +129,7 @@ class DocumentSource:
         return _shuffled(rows, self.seed, (epoch, shard, block))
 
     def _file(self, shard: int) -> pq.ParquetFile:
-        path = dataset.wait_for(self.files[shard])  # in order, as a download brings them
-        with _reading(path):
-            return pq.ParquetFile(path, page_checksum_verification=True)
-
-
-@contextmanager
-def _reading(path: Path) -> Iterator[None]:
-    """ValueError naming the shard if what is done with this shard shows that it is damaged."""
-    try:
-        yield
-    except (pa.ArrowException, ValueError, OSError) as error:
-        raise ValueError(
-            f"{path} is damaged ({error}). Delete it and prepare the dataset again: python -m nanochat.dataset --help"
-        ) from error
+        return dataset.open_shard(self.files[shard])  # in order, as a download brings them
 
 
 @dataclass(frozen=True)
@@ -253,9 +238,7 @@ class Batches:
                     position = dict(zip(self.position, after))
                     yield position, done, (rows.inputs[r], rows.targets[r])
                 if following[0] > epoch and not useful:
-                    raise ValueError(
-                        "There is no row to train on: every document or conversation is empty or too long."
-                    )
+                    raise BadFile("There is no row to train on: every document or conversation is empty or too long.")
                 useful = 0 if following[0] > epoch else useful
                 blocks = source.blocks(*following[:2]) if following[:2] != (epoch, shard) else blocks
                 (epoch, shard, block), skip, (skipped, cut) = following, 0, counts

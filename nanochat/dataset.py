@@ -20,14 +20,17 @@ from rich.console import Console
 from rich.table import Table
 
 from nanochat.common import base_dir
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.corpus import HELD_OUT, held_out_score, write_corpus
 from nanochat.datafolder import (  # noqa: F401  who only reads needs to know one module
     data_dir,
     documents,
     exclusive,
     is_whole,
+    open_shard,
     read_manifest,
+    read_texts,
+    reading,
     require,
     shards,
     wait_for,
@@ -225,4 +228,4 @@ def describe(manifest: dict) -> dict[str, str]:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

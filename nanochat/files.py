@@ -11,6 +11,10 @@ import shutil
 from pathlib import Path
 
 
+class BadFile(ValueError):
+    """A file is not what it should be. The message names it, and is all that a user needs to see (configurator.py)."""
+
+
 def write_bytes(path: Path, data: bytes) -> None:
     """Replace a file whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,20 +35,20 @@ def write_json(path: Path, value) -> None:
 
 
 def read_json(path: Path, max_bytes: int = 64 * 2**20):
-    """The value in a JSON file. OSError if it cannot be read, ValueError naming the file if it is not JSON.
+    """The value in a JSON file. OSError if it cannot be read, BadFile if it is not JSON.
 
     Objects take up to twenty times the room of their JSON, so a file of more than `max_bytes` is refused unread.
     """
     if (size := path.stat().st_size) > max_bytes:
-        raise ValueError(f"{path} is damaged: it has {size:,} bytes, and no such file has more than {max_bytes:,}.")
+        raise BadFile(f"{path} is damaged: it has {size:,} bytes, and no such file has more than {max_bytes:,}.")
     try:
         return json.loads(path.read_bytes())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path} is not a valid JSON file ({error}).") from error
+        raise BadFile(f"{path} is not a valid JSON file ({error}).") from error
 
 
 def read_jsonl(path: Path) -> list:
-    """The value in each line of a .jsonl or .jsonl.gz that is not blank. ValueError naming the file and the line."""
+    """The value in each line of a .jsonl or .jsonl.gz that is not blank. BadFile naming the line."""
     values = []
     with gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else open(path, encoding="utf-8") as file:
         for number, line in enumerate(file, start=1):
@@ -52,7 +56,7 @@ def read_jsonl(path: Path) -> list:
                 try:
                     values.append(json.loads(line))
                 except (ValueError, RecursionError) as error:
-                    raise ValueError(f"{path}, line {number}: not JSON ({error}).") from error
+                    raise BadFile(f"{path}, line {number}: not JSON ({error}).") from error
     return values
 
 

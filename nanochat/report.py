@@ -14,7 +14,7 @@ from typing import Annotated, Literal
 import tyro
 
 from nanochat.common import base_dir, git_commit
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.files import read_json, write_bytes
 from nanochat.report_card import code_size, compose
 from nanochat.report_page import Text, to_html, to_markdown
@@ -116,4 +116,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from nanochat import bpe, bpe_chunks, bpe_train
-from nanochat.files import write_bytes
+from nanochat.files import BadFile, write_bytes
 
 VERSION = 1
 SPECIAL_TOKENS = (
@@ -74,8 +74,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":
-        """Read what `save` wrote. SystemExit with the command to run if there is no such file, ValueError that names it
-        if it is damaged or of another kind."""
+        """Read what `save` wrote. SystemExit with the command to run if there is no such file, BadFile if it
+        is damaged or of another kind."""
         path = Path(path)
         if not path.exists():
             raise SystemExit(f"There is no tokenizer at {path}. Train one: python -m scripts.tok_train")
@@ -93,7 +93,7 @@ class Tokenizer:
             if [token["content"] for token in value["added_tokens"]] != list(SPECIAL_TOKENS):
                 raise ValueError("its special tokens are not those of this program")
         except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-            raise ValueError(f"{path} is not a tokenizer that this program can use: {error}.") from error
+            raise BadFile(f"{path} is not a tokenizer that this program can use: {error}.") from error
         return tokenizer
 
     @functools.cached_property

@@ -13,7 +13,7 @@ from tyro.conf import arg
 
 from nanochat import checkpoint_manager, hf_model, report
 from nanochat.common import Dist, base_dir, compute_dtype, describe_machine, setup
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.contamination import explain, mark_seen
 from nanochat.core_eval import CORE_TASKS, CoreResult, evaluate_core, read_items
 from nanochat.files import read_json, write_json
@@ -127,4 +127,4 @@ def show(cfg: Config, name: str, limit: int, result: CoreResult, seconds: float,
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

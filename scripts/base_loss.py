@@ -11,7 +11,7 @@ import torch
 
 from nanochat import checkpoint_manager, report
 from nanochat.common import Progress, compute_dtype, describe_machine, setup
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.dataloader import Batches, DocumentSource
 from nanochat.engine import Engine, Sampling
 from nanochat.loss_eval import evaluate_bpb
@@ -97,4 +97,4 @@ def shown(batches: Batches, progress: Progress, most: int) -> Iterator[list[Batc
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

@@ -10,7 +10,7 @@ import torch
 
 from nanochat import fp8
 from nanochat.common import Dist, base_dir, setup, training_dtype
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.dataloader import Batches, DocumentSource
 from nanochat.dial import flops_in, rehearse, show_dial, usual_window
 from nanochat.gpt import GPT, GPTConfig
@@ -113,12 +113,8 @@ def main(cfg: Config) -> None:
 
 
 def tokens_of(source: DocumentSource, dist: Dist) -> float:
-    """About how many tokens a pass over the text has, on every rank the same. SystemExit if it cannot be read."""
-    try:
-        tokens = source.tokens()
-    except ValueError as error:
-        raise SystemExit(str(error)) from error
-    return float(dist.all_reduce(torch.tensor(float(tokens), device=dist.device), "max"))  # shards may still arrive
+    """About how many tokens a pass over the text has, on every rank the same, though shards may still arrive."""
+    return float(dist.all_reduce(torch.tensor(float(source.tokens()), device=dist.device), "max"))
 
 
 def horizon_rule(cfg: Config) -> str:
@@ -130,4 +126,4 @@ def horizon_rule(cfg: Config) -> str:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

@@ -22,7 +22,7 @@ from tyro.conf import arg
 
 from nanochat import checkpoint_manager
 from nanochat.common import STAGES, base_dir, compute_dtype, pick_device
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.cpu_matmul import KINDS
 from nanochat.engine import Completion, Engine, Sampling
 from nanochat.execution import open_sandbox
@@ -270,4 +270,4 @@ def interruptible() -> Iterator[Callable[[], bool]]:
 if __name__ == "__main__":
     if not sys.stdout.isatty():
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` has read enough
-    main(parse(Config))
+    launch(main, Config)

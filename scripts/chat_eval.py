@@ -13,7 +13,7 @@ from tyro.conf import arg
 from nanochat import checkpoint_manager, report
 from nanochat.chat_eval import CHAT_CORE, chat_core, evaluate
 from nanochat.common import STAGES, Dist, compute_dtype, describe_machine, setup
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.contamination import explain, mark_seen
 from nanochat.engine import Engine
 from nanochat.execution import SandboxError, accept_level
@@ -139,4 +139,4 @@ def show(cfg: Config, loaded, scores: list[Score], notes: list[str], seconds: fl
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

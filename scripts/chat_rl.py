@@ -25,7 +25,7 @@ import torch
 from nanochat import checkpoint_manager
 from nanochat.chat_eval import evaluate
 from nanochat.common import Dist, compute_dtype, setup
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.engine import Completion, Engine, Sampling
 from nanochat.optim import linear
 from nanochat.stage import TuneConfig, device_rows, finished, resume_point, train, tuning_optimizers
@@ -189,4 +189,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

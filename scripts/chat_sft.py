@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from nanochat.common import setup
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.optim import linear
 from nanochat.stage import ChatConfig, train_chat
 from tasks import mixtures
@@ -38,4 +38,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

@@ -19,7 +19,7 @@ import uvicorn
 from nanochat import checkpoint_manager
 from nanochat.checkpoint_manager import Checkpoint
 from nanochat.common import STAGES, compute_dtype, pick_device
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.cpu_matmul import KINDS
 from nanochat.engine import Engine
 from nanochat.execution import open_sandbox
@@ -202,4 +202,4 @@ def greeting(cfg: Config, settings: Settings, device: str) -> str:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

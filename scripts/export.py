@@ -12,7 +12,7 @@ from tyro.conf import arg
 
 from nanochat import checkpoint_manager
 from nanochat.common import STAGES, base_dir
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.export import export
 
 
@@ -41,4 +41,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

@@ -7,7 +7,7 @@ python -m scripts.forecast --gpus=8xH100 --dollars=100       the largest even de
 import shlex
 from dataclasses import dataclass
 
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.forecast import Gpus, advice, deepest, forecast, shell_variables, show
 
 
@@ -55,4 +55,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

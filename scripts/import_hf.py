@@ -11,7 +11,7 @@ from tyro.conf import Positional, arg
 
 from nanochat import checkpoint_manager, import_hf
 from nanochat.common import STAGES
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.trainer import State
 
 
@@ -40,4 +40,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

@@ -9,6 +9,7 @@ lm-eval knows only models that were registered before its command line is read, 
 
 import sys
 
+from nanochat.configurator import launch
 from nanochat.harness import Harness
 
 
@@ -37,4 +38,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    launch(main)

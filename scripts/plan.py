@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from nanochat.common import STAGES, base_dir, pick_device, training_dtype
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.files import read_json, write_json
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import horizon
@@ -98,4 +98,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config, command="bash quickstart.sh"))
+    launch(main, Config, command="bash quickstart.sh")

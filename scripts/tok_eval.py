@@ -21,7 +21,7 @@ import torch
 
 from nanochat import dataset, report
 from nanochat.common import base_dir, describe_machine
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.corpus import script_of
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
@@ -225,4 +225,4 @@ def script(text: str) -> str:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

@@ -12,7 +12,7 @@ import torch
 
 from nanochat import dataset, report
 from nanochat.common import Progress, base_dir, describe_machine, peak_memory
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.tokenizer import Tokenizer
 
 SAMPLE_CHARS = 10_000_000
@@ -90,4 +90,4 @@ def compression(tokenizer: Tokenizer, data: str, split: str) -> tuple[int, int]:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from nanochat.answer import Completion
 from nanochat.dataset import is_held_out
+from nanochat.files import BadFile
 from nanochat.tokenizer import checked_messages
 from tasks.common import Task, reference_text
 
@@ -38,7 +39,7 @@ class CustomJSON(Task):
 
 
 def read_conversations(path: Path) -> list[tuple[str, dict]]:
-    """Every line that is not blank, and its conversation. ValueError that names the file and the line, SystemExit if
+    """Every line that is not blank, and its conversation. BadFile that names the line, SystemExit if
     there is no file."""
     if not path.is_file():
         raise SystemExit(f"There is no file {path}. It should hold one conversation a line, as JSON.")
@@ -50,7 +51,7 @@ def read_conversations(path: Path) -> list[tuple[str, dict]]:
             try:
                 rows.append((line.strip(), check_conversation(json.loads(line))))
             except ValueError as error:  # JSONDecodeError is one
-                raise ValueError(f"{path}, line {number}: {error}") from error
+                raise BadFile(f"{path}, line {number}: {error}") from error
     return rows
 
 

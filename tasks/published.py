@@ -14,9 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from nanochat.common import base_dir
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.download import download_all
-from nanochat.files import read_jsonl
+from nanochat.files import BadFile, read_jsonl
 from nanochat.sources import mirrored
 from tasks.common import LETTERS, Task, exchange, generator, render_multiple_choice
 
@@ -56,7 +56,7 @@ def find_files(folder: Path, stem: str) -> list[Path]:
 
 
 def read_rows(folder: Path, stem: str, url: str, columns: Sequence[str]) -> Sequence[dict]:
-    """All rows of a set. MissingFile if it is not there, ValueError that names the file and the line if it is wrong."""
+    """All rows of a set. MissingFile if it is not there, BadFile if it is wrong."""
     paths = find_files(folder, stem)
     if not paths:
         raise MissingFile(
@@ -66,7 +66,7 @@ def read_rows(folder: Path, stem: str, url: str, columns: Sequence[str]) -> Sequ
     rows = ParquetRows(paths) if paths[0].suffix == ".parquet" else read_jsonl(paths[0])
     absent = [column for column in columns if not rows or column not in rows[0]]
     if absent:
-        raise ValueError(
+        raise BadFile(
             f"{paths[0]} has no {', '.join(absent)} in its first row; it should be the file published at {url}."
         )
     return rows
@@ -184,4 +184,4 @@ def unpack(bundle: Path, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

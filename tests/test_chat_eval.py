@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from nanochat import checkpoint_manager, core_eval, dataset
+from nanochat import checkpoint_manager, core_eval, corpus, dataset
 from nanochat.chat_eval import chat_core, cut_prompt, evaluate, flatten, last_logits, pass_at_k
 from nanochat.common import Dist
 from nanochat.configurator import parse
@@ -304,7 +304,7 @@ def test_planted_test_items_are_found_in_a_dataset():
 
 
 @pytest.fixture
-def workshop(base_dir, tiny_tokenizer, model):
+def workshop(base_dir, tiny_tokenizer, model, monkeypatch):
     """A base and an SFT checkpoint, and small evaluation sets."""
     for stage in ("base", "sft"):
         checkpoint_manager.save(
@@ -323,9 +323,11 @@ def workshop(base_dir, tiny_tokenizer, model):
     (core / "eval_meta_data.csv").write_text("Eval Task,Random baseline\ncopa,50\nsquad,0\n")
     mmlu = [{"subject": "s", "question": f"{i}?", "choices": list("wxyz"), "answer": i % 4} for i in range(9)]
     write(base_dir / "evals" / "mmlu_test.jsonl", mmlu)
-    gsm8k = [{"question": " ".join(f"word{j}" for j in range(20)) + str(i), "answer": f"#### {i}"} for i in range(5)]
+    gsm8k = [{"question": " ".join(f"word{i}x{j}" for j in range(20)), "answer": f"#### {i}"} for i in range(5)]
     write(base_dir / "evals" / "gsm8k_test.jsonl", gsm8k)
-    dataset.prepare("mine", [(str(i), f"{gsm8k[2]['question']} {i}") for i in range(30)], "test", "fingerprint")
+    texts = [(str(i), f"{gsm8k[i % 8]['question'] if i % 8 < 4 else 'Nothing.'} {i}") for i in range(40)]
+    monkeypatch.setattr(corpus, "GROUP_DOCUMENTS", 3)  # so that the ranks have something to share
+    dataset.prepare("mine", texts, "test", "fingerprint")
     return base_dir
 
 
@@ -365,9 +367,12 @@ def test_two_ranks_report_what_one_does(workshop, section, capsys):
         assert list(one["metrics"]) == ["CORE of 2 tasks"] and "hellaswag" in one["notes"][0]
         assert [(score["seen"], score["checked"]) for score in one["scores"]] == [(0, 0), (0, 0)]
     else:
+        shares = [[t for t in dataset.documents("mine", "train", rank, 2) if "x19" in t] for rank in (0, 1)]
+        planted = [text for text in dataset.documents("mine", "train") if "x19" in text]
+        assert all(shares) and sorted(shares[0] + shares[1]) == sorted(planted)
         assert [(score["name"], score["total"]) for score in one["scores"]] == [("MMLU", 9), ("GSM8K", 5)]
-        assert [(score["seen"], score["checked"]) for score in one["scores"]] == [(0, 9), (5, 5)]
-        assert one["scores"][1]["unseen_accuracy"] is None and "mine" in one["notes"][0]
+        assert [(score["seen"], score["checked"]) for score in one["scores"]] == [(0, 9), (4, 5)]
+        assert one["scores"][1]["unseen_accuracy"] == 0 and "mine" in one["notes"][0]
         assert one["metrics"] == {} and one["samples"][0]["answer"] in list("ABCD")
 
 

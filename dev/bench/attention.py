@@ -15,7 +15,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from nanochat.attention import attend, window_blocks, window_kernels
 from nanochat.common import compute_dtype, describe_machine, setup, synchronize
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 
 
 @dataclass(frozen=True)
@@ -126,4 +126,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

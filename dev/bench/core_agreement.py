@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from nanochat import core_eval, hf_model
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.files import read_jsonl
 
 
@@ -106,4 +106,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

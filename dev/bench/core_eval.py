@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from nanochat import core_eval, dataset
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.files import read_jsonl
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.tokenizer import Tokenizer
@@ -86,4 +86,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

@@ -14,7 +14,7 @@ from types import SimpleNamespace
 from typing import Literal
 
 from nanochat import checkpoint_manager, dataset
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.export import export
 from scripts.lm_eval import register
 
@@ -80,4 +80,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

@@ -26,7 +26,7 @@ import torch
 import uvicorn
 
 from nanochat.common import compute_dtype, pick_device, synchronize
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.engine import Engine, Sampling
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.server import Settings, create_app
@@ -231,4 +231,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

@@ -24,7 +24,7 @@ from nanochat.common import (
     synchronize,
     training_dtype,
 )
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.dial import matmul_flops, training_bytes
 from nanochat.engine import Engine, Sampling
 from nanochat.gpt import GPT, GPTConfig
@@ -188,4 +188,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

@@ -17,7 +17,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from nanochat import bpe_chunks, dataset
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.tokenizer import SPECIAL_TOKENS, Tokenizer
 
 START = """
@@ -190,4 +190,4 @@ def starts(tokenizer: Tokenizer, cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)

@@ -23,7 +23,7 @@ import torch
 
 from nanochat import dataset
 from nanochat.common import MetricsLog, base_dir, describe_machine, training_dtype
-from nanochat.configurator import parse
+from nanochat.configurator import launch
 from nanochat.gpt import GPT, GPTConfig
 
 HERE = Path(__file__).resolve().parents[2]
@@ -158,4 +158,4 @@ def main(cfg: Config) -> None:
 
 
 if __name__ == "__main__":
-    main(parse(Config))
+    launch(main, Config)
