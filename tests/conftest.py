@@ -16,7 +16,8 @@ import os
 import tempfile
 from pathlib import Path
 
-os.environ["NANOCHAT_BASE_DIR"] = tempfile.mkdtemp(prefix="nanochat-test-")  # before anything can read it
+_base_dir = tempfile.TemporaryDirectory(prefix="nanochat-test-")  # goes with this process
+os.environ["NANOCHAT_BASE_DIR"] = _base_dir.name  # before anything can read it
 os.environ["HF_HOME"] = os.environ["NANOCHAT_BASE_DIR"]  # where transformers puts a copy of a model's own code
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for the processes that tests start
 

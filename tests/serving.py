@@ -2,7 +2,6 @@
 that listens on a real port."""
 
 import itertools
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +10,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 import uvicorn
+from ranks import free_port
 
 from nanochat.engine import Completion, Delta, Sampling
 from nanochat.gpt import GPTConfig
@@ -134,12 +134,6 @@ def say(*pieces: str) -> list[Delta]:
 def words(text: str) -> list[Delta]:
     """A Delta a word."""
     return [Delta(piece) for piece in text.replace(" ", " \0").split("\0")]
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return one.getsockname()[1]
 
 
 def serve(engine, tokenizer, settings: Settings = Settings()):

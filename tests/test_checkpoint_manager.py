@@ -6,7 +6,6 @@ import json
 import os
 import random
 import resource
-import socket
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from properties import FILES, check_header, check_manifest, headers, lengths, manifests
+from ranks import run_two_ranks
 from safetensors.torch import save_file
 
 from nanochat import checkpoint_manager as cm
@@ -602,16 +602,6 @@ with setup("cpu") as dist:
 
 def test_two_ranks_write_one_checkpoint_and_share_its_errors(tmp_path, tiny_tokenizer, folder):
     tiny_tokenizer.save(tmp_path / "tokenizer.json")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = []
-    for rank in range(2):
-        ranks_env = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1"}
-        command = [sys.executable, "-c", RANK, str(folder), str(tmp_path / "tokenizer.json")]
-        env = {**os.environ, **ranks_env, "MASTER_PORT": str(port)}
-        ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    for rank, process in enumerate(ranks):
-        out, error = process.communicate(timeout=120)
+    for rank, (_, out, error) in enumerate(run_two_ranks(RANK, folder, tmp_path / "tokenizer.json")):
         assert out == f"refused {rank}\n", error
     assert [path.name for path in cm.steps(folder)] == ["step_000001"]

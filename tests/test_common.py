@@ -3,12 +3,11 @@
 import json
 import os
 import resource
-import socket
-import subprocess
 import sys
 
 import pytest
 import torch
+from ranks import run_two_ranks
 
 from nanochat import common
 from nanochat.common import Dist, MetricsLog, Progress
@@ -105,18 +104,8 @@ assert not torch.distributed.is_initialized()
 
 
 def test_two_ranks_do_together_what_one_does_alone():
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = []
-    for rank in range(2):
-        env = {**os.environ, "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-        env |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        command = [sys.executable, "-c", RANK]
-        ranks.append(subprocess.Popen(command, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True))
-    for rank, process in enumerate(ranks):
-        out, error = process.communicate(timeout=120)
-        assert process.returncode == 0, error
+    for rank, (status, out, error) in enumerate(run_two_ranks(RANK)):
+        assert status == 0, error
         assert out == ("from 0\n" if rank == 0 else "")
         assert ("work" in error) == (rank == 0)  # the others are silent
 

@@ -2,8 +2,8 @@
 
 Commands stand in bash blocks, in indented lines, or between backticks. They run in this process, through their own
 parser and main, made smaller by the tables below; each page has a home of its own, as a tiny quickstart left it. What
-cannot run here is in ONLY_PARSED or ELSEWHERE, with its reason; a command that is nowhere fails. Python blocks run, too;
-where no model takes part, what they print must be the text block below them.
+cannot run here is in ONLY_PARSED or ELSEWHERE, with its reason; a command that is nowhere fails. Python blocks run,
+too; where no model takes part, what they print must be the text block below them.
 """
 
 import ast

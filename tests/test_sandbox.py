@@ -238,7 +238,7 @@ def test_result_says_what_happened(sandbox):
     assert (result.success, result.output, result.timed_out) == (False, "é 1\n", False)
     assert result.error.endswith("ZeroDivisionError: division by zero") and 'File "<program>", line 2' in result.error
     assert "sandbox.py" not in result.error
-    late = sandbox.run("print('early', flush=True)\nwhile True: pass", timeout=0.3)
+    late = sandbox.run("import time\nprint('early', flush=True)\ntime.sleep(99)", timeout=2)
     assert (late.success, late.output, late.timed_out, late.error) == (False, "early\n", True, "stopped: out of time")
     assert "MemoryError" in sandbox.run("x = 'a' * 10**9").error
     assert "SIGSEGV" in sandbox.run("import ctypes; ctypes.string_at(0)").error
@@ -324,7 +324,7 @@ def test_a_warm_parent_that_died_is_replaced(sandbox):
     with Sandbox() as own:
         old = own.process.pid
         with concurrent.futures.ThreadPoolExecutor(1) as pool:
-            running = pool.submit(own.run, "while True: pass", timeout=0.8)
+            running = pool.submit(own.run, "import time; time.sleep(99)", timeout=2)
             while not (children := descendants(old)):
                 time.sleep(0.01)
             os.kill(old, signal.SIGKILL)

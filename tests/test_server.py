@@ -20,7 +20,8 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
-from serving import Scripted, ScriptedEngine, byte_tokenizer, free_port, say, serve, words
+from ranks import free_port
+from serving import Scripted, ScriptedEngine, byte_tokenizer, say, serve, words
 from starlette.testclient import TestClient
 
 from dev.fuzz_server import Config, fuzz
@@ -307,7 +308,7 @@ def script(prompt: str):
 def server():
     tokenizer = byte_tokenizer()
     with serve(ScriptedEngine(tokenizer, script, pace=0.001), tokenizer) as url:
-        with httpx.Client(base_url=url, timeout=20) as client:
+        with httpx.Client(base_url=url, timeout=60) as client:
             yield client
 
 
@@ -395,7 +396,7 @@ def test_plain_completions_show_every_part():
     deltas = [Delta("a"), Delta("1+1", "python"), Delta("2", "python_output"), Delta("b")]
     with (
         serve(ScriptedEngine(tokenizer, lambda prompt: deltas), tokenizer) as url,
-        httpx.Client(base_url=url) as client,
+        httpx.Client(base_url=url, timeout=60) as client,
     ):
         whole = client.post("/v1/completions", json={"prompt": "x"}).json()["choices"][0]["text"]
         lines = client.post("/v1/completions", json={"prompt": "x", "stream": True}).text.splitlines()
@@ -575,7 +576,10 @@ def test_security_headers(server):
 def test_a_key_guards_every_route_but_the_page_and_health():
     tokenizer = byte_tokenizer()
     options = Settings(api_key="sesame", host="0.0.0.0", cors_origin=("https://friend.example",))
-    with serve(ScriptedEngine(tokenizer, script), tokenizer, options) as url, httpx.Client(base_url=url) as client:
+    with (
+        serve(ScriptedEngine(tokenizer, script), tokenizer, options) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
         routes = [
             (method, path)
             for path, methods in client.get("/openapi.json", headers={"Authorization": "Bearer sesame"})
@@ -616,12 +620,12 @@ def metrics(client) -> dict[str, float]:
     return {sample.name: sample.value for family in families for sample in family.samples if not sample.labels}
 
 
-def wait_until(condition, seconds: float = 5.0) -> float:
+def wait_until(condition) -> None:
+    """A slow machine takes its time: what must not happen too late is seen by what else has not happened yet."""
     start = time.monotonic()
     while not condition():
-        assert time.monotonic() - start < seconds, "it did not happen in time"
+        assert time.monotonic() - start < 60, "it did not happen"
         time.sleep(0.02)
-    return time.monotonic() - start
 
 
 def slow_server(slots: int = 2, max_queue: int = 2, **options):
@@ -647,7 +651,7 @@ LONG = {"messages": [{"role": "user", "content": "long"}], "max_tokens": 2000}
 
 
 def test_a_call_of_which_one_prompt_is_too_long_leaves_nothing_in_the_queue():
-    with slow_server() as url, httpx.Client(base_url=url) as client:
+    with slow_server() as url, httpx.Client(base_url=url, timeout=60) as client:
         answer = client.post("/v1/completions", json={"prompt": ["hello", "x" * 5000]})
         assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
         wait_until(lambda: metrics(client)["nanochat_waiting"] == 0)
@@ -655,15 +659,16 @@ def test_a_call_of_which_one_prompt_is_too_long_leaves_nothing_in_the_queue():
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_slot_also_in_the_queue(stream):
-    with slow_server() as url, httpx.Client(base_url=url) as client:
+    with slow_server() as url, httpx.Client(base_url=url, timeout=60) as client:
         leavers = [raw_post(url, {**LONG, "stream": stream}) for _ in range(4)]  # two in slots, two in the queue
         wait_until(lambda: (now := metrics(client))["nanochat_running"] == 2 and now["nanochat_waiting"] == 2)
         for leaver in leavers[2:]:
             leaver.close()
-        assert wait_until(lambda: metrics(client)["nanochat_waiting"] == 0, 1.5) < 1.5
+        wait_until(lambda: metrics(client)["nanochat_waiting"] == 0)
         for leaver in leavers[:2]:
             leaver.close()
-        assert wait_until(lambda: metrics(client)["nanochat_running"] == 0, 1.5) < 1.5
+        wait_until(lambda: metrics(client)["nanochat_running"] == 0)
+        assert metrics(client)["nanochat_generated_tokens_total"] < LONG["max_tokens"]  # none went on to its end
         assert client.post("/v1/chat/completions", json=chat()).status_code == 200
 
 
@@ -679,27 +684,33 @@ def engine_that_programs(code: str, output: str) -> Engine:
 def test_a_program_runs_only_where_it_was_asked_for():
     for python, output in ((True, "3"), (False, "error")):
         engine = engine_that_programs("n = 1\nprint(n + 2)", output)
-        with serve(engine, engine.tokenizer, Settings(python=python)) as url, httpx.Client(base_url=url) as client:
+        with (
+            serve(engine, engine.tokenizer, Settings(python=python)) as url,
+            httpx.Client(base_url=url, timeout=60) as client,
+        ):
             message = client.post("/v1/chat/completions", json=chat()).json()["choices"][0]["message"]
             assert message["content"] == "done" and message["parts"][1] == {"type": "python_output", "text": output}
 
 
 def test_who_leaves_while_a_program_runs_frees_the_place_and_kills_it():
     engine = engine_that_programs("while True: pass", "")
-    with serve(engine, engine.tokenizer, Settings(python=True)) as url, httpx.Client(base_url=url) as client:
+    with (
+        serve(engine, engine.tokenizer, Settings(python=True)) as url,
+        httpx.Client(base_url=url, timeout=60) as client,
+    ):
         leaver = raw_post(url, chat(stream=True))
         wait_until(lambda: engine.paused)
         program = engine.paused[0].program
         whole = client.post("/v1/chat/completions", json=chat(tool_choice="none")).json()
         assert whole["choices"][0]["finish_reason"] == "stop" and program.output is None  # nobody waited for it
         leaver.close()
-        wait_until(lambda: metrics(client)["nanochat_running"] == 0, 1.5)
-        wait_until(lambda: program.output is not None, 1.5)
+        wait_until(lambda: metrics(client)["nanochat_running"] == 0)
+        wait_until(lambda: program.output is not None)
         assert "SIGKILL" in program.output
 
 
 def test_over_capacity_is_told_to_come_back():
-    with slow_server(slots=1, max_queue=1) as url, httpx.Client(base_url=url, timeout=30) as client:
+    with slow_server(slots=1, max_queue=1) as url, httpx.Client(base_url=url, timeout=60) as client:
         with client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True, "n": 2}) as busy:
             lines = busy.iter_lines()
             next(lines)
@@ -710,7 +721,7 @@ def test_over_capacity_is_told_to_come_back():
 
 
 def test_a_reader_that_stops_slows_nobody():
-    with slow_server(patience=1.0) as url, httpx.Client(base_url=url, timeout=30) as client:
+    with slow_server(patience=1.0) as url, httpx.Client(base_url=url, timeout=60) as client:
         frozen = raw_post(url, {**LONG, "stream": True}, receive_buffer=4096)
         wait_until(lambda: metrics(client)["nanochat_running"] == 1)
         for _ in range(5):
@@ -731,9 +742,9 @@ def test_a_reader_that_stops_slows_nobody():
 def test_a_reader_that_never_reads_is_hung_up_on():
     tokenizer = byte_tokenizer()
     engine = ScriptedEngine(tokenizer, lambda prompt: say(*["x" * 4000] * 4000))  # 16 MB: more than buffers hold
-    with serve(engine, tokenizer, Settings(patience=0.5)) as url, httpx.Client(base_url=url) as client:
+    with serve(engine, tokenizer, Settings(patience=0.5)) as url, httpx.Client(base_url=url, timeout=60) as client:
         frozen = raw_post(url, chat(stream=True, max_tokens=4000), receive_buffer=4096)
-        wait_until(lambda: not engine.has_work and engine.generated, 20)
+        wait_until(lambda: not engine.has_work and engine.generated)
         wait_until(lambda: metrics(client)["nanochat_running"] == 0)
         time.sleep(2)
         received = b""
@@ -746,7 +757,7 @@ def test_a_reader_that_never_reads_is_hung_up_on():
 def test_several_engines_share_the_work_and_one_that_dies_leaves_the_others():
     tokenizer = byte_tokenizer()
     engines = [BrokenEngine(tokenizer, script, slots=2, pace=0.01) for _ in range(2)]
-    with serve(engines, tokenizer, Settings(max_queue=1)) as url, httpx.Client(base_url=url, timeout=30) as client:
+    with serve(engines, tokenizer, Settings(max_queue=1)) as url, httpx.Client(base_url=url, timeout=60) as client:
         busy = []
         for count in range(1, 5):  # one to each in turn, although one could take two
             busy.append(raw_post(url, {**LONG, "stream": True}))
@@ -790,7 +801,7 @@ def test_a_fault_of_one_answer_is_its_own_and_a_dead_engine_says_so(caplog):
     ask = lambda text, **more: {"messages": [{"role": "user", "content": text}], **more}  # noqa: E731
     with (
         serve(BrokenEngine(tokenizer, script, pace=0.005), tokenizer) as url,
-        httpx.Client(base_url=url, timeout=20) as client,
+        httpx.Client(base_url=url, timeout=60) as client,
     ):
         with client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as other:
             lines = other.iter_lines()
@@ -830,7 +841,7 @@ def test_metrics_count_and_the_log_keeps_prompts_to_itself(caplog):
     with (
         caplog.at_level(logging.DEBUG, logger="nanochat"),
         serve(ScriptedEngine(tokenizer, script), tokenizer) as url,
-        httpx.Client(base_url=url) as client,
+        httpx.Client(base_url=url, timeout=60) as client,
     ):
         for text in ("my secret diary", "forged\r\nline \x1b[31m"):
             assert (

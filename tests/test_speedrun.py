@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ranks import free_port
 
 from dev import mirror
 from nanochat import core_eval, dataset, forecast
@@ -130,7 +131,7 @@ def test_ranks_of_two_groups_take_devices_by_local_rank_and_data_by_rank(tmp_pat
         "    said = [dist.rank, dist.local_rank, dist.world_size, total.item()]\n"
         "    open(f'{sys.argv[1]}/{dist.rank}.json', 'w').write(json.dumps(said))\n"
     )
-    meet = ["--nnodes=2", "--master_addr=127.0.0.1", "--master_port=29517", "--nproc_per_node=1"]
+    meet = ["--nnodes=2", "--master_addr=127.0.0.1", f"--master_port={free_port()}", "--nproc_per_node=1"]
     launch = [sys.executable, "-m", "torch.distributed.run", *meet]
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     commands = [[*launch, f"--node_rank={rank}", str(script), str(tmp_path)] for rank in (0, 1)]
