@@ -26,28 +26,6 @@ from nanochat.files import BadFile, write_bytes
 
 STAGES = ("base", "mid", "sft", "rl")
 
-# Dense bf16 FLOP/s that the makers publish, by a part of the device's name, most specific first.
-PEAK_FLOPS = {
-    "GB200": 2.5e15,
-    "B200": 2.25e15,
-    "H200": 989e12,
-    "H100 NVL": 835e12,
-    "H100 PCIe": 756e12,
-    "H100": 989e12,
-    "A100": 312e12,
-    "L40S": 362e12,
-    "L40": 181e12,
-    "L4": 121e12,
-    "A10G": 70e12,
-    "RTX 5090": 209.5e12,
-    "RTX 4090": 165.2e12,
-    "RTX 4080": 97.5e12,
-    "RTX 4070": 58.3e12,
-    "RTX 3090": 71e12,
-    "RTX 3060": 25.5e12,
-    "T4": 65e12,
-}
-
 
 def base_dir() -> Path:
     """Folder of all artifacts: `$NANOCHAT_BASE_DIR`, or `~/.cache/nanochat`. Made on first use."""
@@ -192,14 +170,6 @@ def cannot_compile() -> str:
     if not missing:
         return ""
     return f"This machine lacks {' and '.join(missing)}: the GPU runs uncompiled, slowly. apt install gcc python3-dev"
-
-
-def peak_flops(device: torch.device) -> float | None:
-    """Published dense bf16 FLOP/s of the device; None if it is not in the table (then no MFU is reported)."""
-    if device.type != "cuda":
-        return None
-    name = torch.cuda.get_device_name(device)
-    return next((flops for key, flops in PEAK_FLOPS.items() if key in name), None)
 
 
 def tokens_at_once(device: torch.device) -> int:

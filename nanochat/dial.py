@@ -16,12 +16,12 @@ from rich.console import Console
 from rich.table import Table
 
 from nanochat import attention, checkpoint_manager
-from nanochat.common import Dist, compute_dtype, describe_machine, format_seconds, peak_flops, peak_memory, synchronize
+from nanochat.common import Dist, compute_dtype, describe_machine, format_seconds, peak_memory, synchronize
 from nanochat.engine import Engine, Sampling
 from nanochat.gpt import GPT
+from nanochat.gpus import peak_flops, price_an_hour
 from nanochat.muon import Muon
 from nanochat.optim import families
-from nanochat.report_card import price_an_hour
 from nanochat.tokenizer import Tokenizer
 from nanochat.trainer import State, next_token_loss, train_step
 

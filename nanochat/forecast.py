@@ -13,17 +13,15 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from nanochat.common import PEAK_FLOPS, Dist, format_seconds
+from nanochat.common import Dist, format_seconds
 from nanochat.corpus import SHARD_CHARACTERS
 from nanochat.dial import counts, training_bytes, usual_share, usual_window
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpus import GPUS
 from nanochat.optim import build_optimizers, horizon
-from nanochat.report_card import GPU_PRICES
 from nanochat.sources import PUBLISHED
 from nanochat.stage import whole_rows
 
-MEMORY_GIB = {"GB200": 186, "B200": 180, "H200": 141, "H100": 80, "A100-40GB": 40, "A100": 80, "L40S": 48, "L4": 24}
-MEMORY_GIB |= {"A10G": 24, "T4": 16, "RTX 5090": 32, "RTX 4090": 24, "RTX 4080": 16, "RTX 4070": 12, "RTX 3090": 24}
 USABLE = 0.9  # of a GPU's memory; the rest is CUDA's own, and gaps
 CHARACTERS_A_TOKEN = 4.53  # of 32,768 ids on held-out articles of Wikipedia; dev/LOG.md
 NETWORK = 50e6  # bytes a second that the shards come in
@@ -48,14 +46,12 @@ class Gpus:
     def parse(cls, text: str, price: float | None = None) -> "Gpus":
         """ "8xH100", "2 x A100-40GB", "4090". SystemExit with the table of what is known for anything else."""
         match = re.fullmatch(r"\s*(?:(\d+)\s*[x*]\s*)?([A-Za-z][\w \-]*|\d{4})\s*", text)
-        count, wanted = (int(match[1] or 1), match[2].upper().replace(" ", "")) if match else (0, "")
-        name = next((name for name in MEMORY_GIB if wanted.removeprefix("RTX") == plain(name)), None)
-        if name is None or not 1 <= count <= 4096:
-            known = ", ".join(name for name in MEMORY_GIB)
+        count, wanted = (int(match[1] or 1), plain(match[2])) if match else (0, "")
+        gpu = next((gpu for gpu in GPUS if plain(gpu.name) == wanted), None)
+        if gpu is None or not 1 <= count <= 4096:
+            known = ", ".join(gpu.name for gpu in GPUS)
             raise SystemExit(f"--gpus={text} is not a number of GPUs that are known here: say 8xH100. Known: {known}.")
-        model = name.removesuffix("-40GB")
-        price = GPU_PRICES.get(model) if price is None else price
-        return cls(name, count, PEAK_FLOPS[model], MEMORY_GIB[name] * 2**30, price)
+        return cls(gpu.name, count, gpu.flops, gpu.gib * 2**30, gpu.price if price is None else price)
 
     @property
     def dist(self) -> Dist:
@@ -64,7 +60,7 @@ class Gpus:
 
 
 def plain(name: str) -> str:
-    return name.upper().replace(" ", "").removeprefix("RTX")
+    return re.sub("[ -]", "", name.upper()).removeprefix("RTX")
 
 
 @dataclass(frozen=True)

@@ -11,14 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 
 from nanochat.common import STAGES, base_dir, format_seconds
+from nanochat.gpus import price_an_hour
 from nanochat.report_page import Bar, Bars, Commands, Curve, Curves, Fold, Heading, Samples, Table, Text, Tiles
 from nanochat.report_section import Section
 from nanochat.tokenizer import Tokenizer
-
-# What renting costs, in dollars an hour: a GPU by a part of its name, most specific first; else each core of a CPU.
-GPU_PRICES = {"GB200": 7, "B200": 5, "H200": 3.5, "H100": 3, "A100": 1.8, "L40S": 0.9, "L4": 0.7, "A10G": 1, "T4": 0.35}
-GPU_PRICES |= {"RTX 5090": 0.7, "RTX 4090": 0.4, "RTX 3090": 0.25}
-CORE_PRICE = 0.05
 
 LABELS = {
     "val_bpb": "validation, bits per byte",
@@ -226,17 +222,6 @@ def _costs(sections: list[Section], hourly_price: float | None) -> list:
     share = lambda s: f"{format_seconds(s.seconds)}, {s.seconds / total:.0%}"  # noqa: E731
     bars = [Bar(s.title, s.seconds / total, share(s), _kind(s)) for s in timed]
     return [*blocks, Bars([("Where the time went", bars)])]
-
-
-def price_an_hour(machine: dict) -> tuple[float, str] | None:
-    """Dollars an hour and what they are based on; None if the machine is not known."""
-    device, figures = str(machine.get("device", "")), {k: v for k, v in machine.items() if not isinstance(v, str)}
-    if gpu := next((gpu for gpu in GPU_PRICES if gpu in device), None):
-        count = int(figures.get("ranks") or figures.get("gpus") or 1)
-        return GPU_PRICES[gpu] * count, f"${GPU_PRICES[gpu]:.2f} an hour for each of {count} {gpu}"
-    if device == "cpu" and (cores := figures.get("cores")):
-        return CORE_PRICE * cores, f"${CORE_PRICE:.2f} an hour for each of {cores:,.0f} CPU cores"
-    return None
 
 
 def _cost(section: Section, hourly_price: float | None) -> float | None:

@@ -21,12 +21,12 @@ from nanochat.common import (
     compute_dtype,
     describe_machine,
     format_seconds,
-    peak_flops,
     peak_memory,
     training_dtype,
 )
 from nanochat.dataloader import Batches, ChatSource
 from nanochat.gpt import GPT
+from nanochat.gpus import peak_flops
 from nanochat.lora import LowRankAdamW, merged
 from nanochat.loss_eval import evaluate_loss
 from nanochat.optim import build_optimizers

@@ -9,7 +9,7 @@ import pytest
 import torch
 from ranks import run_two_ranks
 
-from nanochat import common
+from nanochat import common, gpus
 from nanochat.common import Dist, MetricsLog, Progress
 
 CPU = torch.device("cpu")
@@ -38,7 +38,7 @@ def test_facts_of_the_machine_are_json():
     machine = common.describe_machine(CPU)
     assert json.loads(json.dumps(machine)) == machine
     assert machine["cores"] == os.cpu_count() and machine["torch"] == torch.__version__
-    assert common.peak_flops(CPU) is None and common.peak_memory(CPU) > 50 * 2**20
+    assert gpus.peak_flops(CPU) is None and common.peak_memory(CPU) > 50 * 2**20
     assert common.compute_dtype(CPU) == torch.float32
 
 
@@ -59,9 +59,14 @@ def test_a_cpu_trains_in_what_it_multiplies_fast(monkeypatch, facts, dtype):
 
 
 def test_more_specific_names_of_gpus_come_first():
-    names = list(common.PEAK_FLOPS)
-    for place, name in enumerate(names):
-        assert not [early for early in names[:place] if early in name], f"{name} would be taken for another"
+    for gpu in gpus.GPUS:
+        assert gpus.gpu_called(f"NVIDIA {gpu.name}") is gpu, f"{gpu.name} would be taken for another"
+    for device, name in (("NVIDIA A100-SXM4-40GB", "A100 40GB"), ("NVIDIA A100-SXM4-80GB", "A100"), ("Tesla T4", "T4")):
+        assert gpus.gpu_called(device).name == name
+    assert (
+        gpus.gpu_called("NVIDIA TITAN V") is None and gpus.price_an_hour({"device": "NVIDIA GeForce RTX 4080"}) is None
+    )
+    assert gpus.price_an_hour({"device": "NVIDIA H100 80GB HBM3", "ranks": 8})[0] == 24
 
 
 @pytest.mark.parametrize(

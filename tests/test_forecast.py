@@ -72,7 +72,7 @@ def test_the_rules_are_those_of_training():
 
 def test_names_of_gpus():
     for text, name, count in (("8xH100", "H100", 8), ("4090", "RTX 4090", 1), ("2 x rtx 3090", "RTX 3090", 2),
-                              ("1xa100-40gb", "A100-40GB", 1), ("L4", "L4", 1)):  # fmt: skip
+                              ("1xa100-40gb", "A100 40GB", 1), ("L4", "L4", 1)):  # fmt: skip
         gpus = Gpus.parse(text)
         assert (gpus.name, gpus.count) == (name, count) and gpus.flops > 1e13
     assert Gpus.parse("H100", price=2.0).price == 2.0

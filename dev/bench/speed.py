@@ -18,7 +18,6 @@ from nanochat.common import (
     cannot_compile,
     compute_dtype,
     describe_machine,
-    peak_flops,
     peak_memory,
     setup,
     synchronize,
@@ -28,6 +27,7 @@ from nanochat.configurator import launch
 from nanochat.dial import matmul_flops, training_bytes
 from nanochat.engine import Engine, Sampling
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpus import peak_flops
 from nanochat.optim import build_optimizers
 from nanochat.stage import largest_that_fits
 from nanochat.tokenizer import SPECIAL_TOKENS
