@@ -22,11 +22,12 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402
+from models import random_model  # noqa: E402
 
 from nanochat import checkpoint_manager, dataset  # noqa: E402
 from nanochat.checkpoint_manager import MODEL, OPTIMIZER, folder_of  # noqa: E402
 from nanochat.common import MetricsLog, base_dir  # noqa: E402
-from nanochat.gpt import GPT, GPTConfig  # noqa: E402
+from nanochat.gpt import GPTConfig  # noqa: E402
 from nanochat.optim import build_optimizers  # noqa: E402
 from nanochat.tokenizer import Tokenizer  # noqa: E402
 from nanochat.trainer import State  # noqa: E402
@@ -110,11 +111,7 @@ def begin(tag: str) -> None:
     """A checkpoint at step 0 whose weights are all random: gradients that are nothing but rounding, as those of a fresh
     model are in places, would be blown up by the optimizers, and no two numbers of ranks would agree."""
     tokenizer = Tokenizer.load(base_dir() / "tokenizer" / "tokenizer.json")
-    generator = torch.Generator().manual_seed(0)
-    model = GPT(GPTConfig.from_depth(RUN["depth"], tokenizer.vocab_size, T)).init_weights(generator)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.05)
+    model = random_model(GPTConfig.from_depth(RUN["depth"], tokenizer.vocab_size, T), noise=0.05)
     tensors = {name: tensor for optimizer in build_optimizers(model) for name, tensor in optimizer.state_dict().items()}
     settings = {
         "stage": "base",

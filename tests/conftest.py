@@ -5,8 +5,7 @@ Fixtures, for any test file:
     base_dir          a fresh, empty NANOCHAT_BASE_DIR for this test (it is set for every test, whether it asks or not)
     tiny_tokenizer    a Tokenizer of about 400 tokens, trained once a session; do not change it
     tiny_config       the GPTConfig of tiny_model: 2 layers, 4 heads, 2 key-value heads, 32 channels, T = 64
-    tiny_model        a GPT in which every weight is random, also those that start at zero, in eval mode, made once a
-                      session; do not change it: copy.deepcopy(tiny_model)
+    tiny_model        models.random_model(tiny_config), made once a session; do not change it: copy.deepcopy(tiny_model)
 
 A test that the machine cannot run is skipped with a reason that says how to get what is missing. With
 NANOCHAT_TEST_NO_SKIP=1, as in CI, a skip is a failure, unless its reason names one of the words in NOT_INSTALLABLE.
@@ -54,14 +53,9 @@ def tiny_config(tiny_tokenizer):
 
 @pytest.fixture(scope="session")
 def tiny_model(tiny_config):
-    from nanochat.gpt import GPT
+    from models import random_model
 
-    generator = torch.Generator().manual_seed(0)
-    model = GPT(tiny_config).init_weights(generator)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-    return model.eval()
+    return random_model(tiny_config)
 
 
 def _must_not_skip(report) -> bool:

@@ -11,6 +11,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from models import random_model
 
 from nanochat import checkpoint_manager, core_eval, corpus, dataset
 from nanochat.chat_eval import chat_core, cut_prompt, evaluate, flatten, last_logits, pass_at_k
@@ -18,7 +19,7 @@ from nanochat.common import Dist
 from nanochat.configurator import parse
 from nanochat.contamination import RUN, WORD, Overlap, find_overlap
 from nanochat.engine import Completion, Engine
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPTConfig
 from nanochat.score import Score, wilson
 from nanochat.trainer import State
 from scripts import base_eval, chat_eval
@@ -29,14 +30,7 @@ from tasks.published import ask
 @pytest.fixture(scope="module")
 def model(tiny_tokenizer):
     """A tiny GPT with every weight drawn, with room for the questions below."""
-    draw = torch.Generator().manual_seed(1)
-    model = GPT(GPTConfig(tiny_tokenizer.vocab_size, 256, n_layer=2, n_head=2, n_kv_head=1, n_embd=32)).init_weights(
-        draw
-    )
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn(weight.shape, generator=draw), alpha=0.3)
-    return model.eval()
+    return random_model(GPTConfig(tiny_tokenizer.vocab_size, 256, 2, 2, 1, n_embd=32), noise=0.3, seed=1)
 
 
 class Quiz(Task):

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from models import random_model
 
 from nanochat import core_eval
 from nanochat.common import Dist
 from nanochat.core_eval import CORE_TASKS, CoreTask, build_item, build_items, evaluate_core, evaluate_task, score_items
 from nanochat.files import read_jsonl
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPTConfig
 
 MC = CoreTask("mc", "multiple_choice", "mc.jsonl", 2, "\nAnswer: ")
 SCHEMA = CoreTask("schema", "schema", "schema.jsonl", 0)
@@ -44,15 +45,9 @@ class Pairs:
         return [self.encode(text) for text in texts]
 
 
-def random_model(sequence_len=256, seed=0):
-    """A tiny GPT with every weight drawn, also those that start at zero."""
-    model = GPT(GPTConfig(vocab_size=300, sequence_len=sequence_len, n_layer=3, n_head=2, n_kv_head=1, n_embd=32))
-    generator = torch.Generator().manual_seed(seed)
-    model.init_weights(generator)
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn(weight.shape, generator=generator) * (0.3 if weight.ndim > 1 else 0.1))
-    return model.eval()
+def small_model(sequence_len=256, seed=0):
+    config = GPTConfig(vocab_size=300, sequence_len=sequence_len, n_layer=3, n_head=2, n_kv_head=1, n_embd=32)
+    return random_model(config, noise=0.3, seed=seed)
 
 
 def words(rng, low, high):
@@ -125,7 +120,7 @@ def score_slowly(model, tokenizer, task, rows, index):
 )
 @pytest.mark.parametrize("budget", [1, 300, 100_000])
 def test_batched_losses_equal_one_forward_a_candidate(task, budget):
-    model, tokenizer, rows = random_model(1024), Pairs(), make_rows(task.kind)
+    model, tokenizer, rows = small_model(1024), Pairs(), make_rows(task.kind)
     items = build_items(tokenizer, task, rows, range(len(rows)), limit=1024)
     seen = set()
     for index, losses, hits in score_items(model, items, budget):
@@ -140,7 +135,7 @@ def test_batched_losses_equal_one_forward_a_candidate(task, budget):
 
 @pytest.mark.parametrize("task", [MC, SCHEMA, LM], ids=lambda t: t.kind)
 def test_two_ranks_find_what_one_finds(task):
-    model, rows = random_model(), make_rows(task.kind, 17)
+    model, rows = small_model(), make_rows(task.kind, 17)
 
     class Half(Dist):
         def all_reduce(self, tensor, op="sum"):
@@ -188,7 +183,7 @@ def test_every_candidate_keeps_a_scored_token():
     item = build_item("language_modeling", [ids(5, 6, 7), ids(5, 6)], bos=0, limit=99)  # tokens merged over the seam
     assert item.starts == [2] and item.shared == 2
     for kind in ("multiple_choice", "schema"):
-        [(_, losses, _)] = score_items(random_model(), [build_item(kind, [ids(5), ids(5)], 0, 99)], 100)
+        [(_, losses, _)] = score_items(small_model(), [build_item(kind, [ids(5), ids(5)], 0, 99)], 100)
         assert losses[0] == losses[1] and np.isfinite(losses[0]).all()
 
 
@@ -220,12 +215,12 @@ def test_long_prompts_lose_their_beginning_and_are_counted(kind, limit):
 
 
 def test_cut_items_are_reported_and_scored():
-    score = evaluate_task(random_model(sequence_len=24), Pairs(), MC, make_rows("multiple_choice", 12), 0.3)
+    score = evaluate_task(small_model(sequence_len=24), Pairs(), MC, make_rows("multiple_choice", 12), 0.3)
     assert score.cut == 12 and score.total == 12
 
 
 def test_core_is_the_mean_of_what_is_there(tmp_path):
-    tokenizer, model = Pairs(), random_model(128)
+    tokenizer, model = Pairs(), small_model(128)
     folder = tmp_path / "core" / "deeper"
     folder.mkdir(parents=True)
     write = lambda path, rows: path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")  # noqa: E731

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 import torch
+from models import random_model
 from serving import Scripted
 
 from nanochat import engine as engine_module
@@ -30,14 +31,9 @@ def tokenizer() -> Tokenizer:
 
 @pytest.fixture(scope="module")
 def model(tokenizer) -> GPT:
-    """Every weight random, also those that start at zero, and logits that differ enough to make text vary."""
-    generator = torch.Generator().manual_seed(1)
+    """Logits that differ enough to make text vary."""
     config = GPTConfig(tokenizer.vocab_size, sequence_len=256, n_layer=2, n_head=4, n_kv_head=2, n_embd=64)
-    model = GPT(config).init_weights(generator)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
-    return model.eval()
+    return random_model(config, seed=1)
 
 
 @pytest.fixture(scope="module", params=["numba", "torch"])

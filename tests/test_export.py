@@ -12,12 +12,12 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import random_model
 
 from nanochat import checkpoint_manager, report
 from nanochat.engine import Engine, Sampling
 from nanochat.export import SOURCES
 from nanochat.exported import nanochat_model
-from nanochat.gpt import GPT
 from nanochat.tokenizer import SPECIAL_TOKENS
 from nanochat.trainer import State
 from scripts import export
@@ -71,9 +71,7 @@ def test_logits_are_ours(exported, hf_model, tiny_model, length):
 def test_logits_are_ours_before_training(tiny_config, tiny_tokenizer, tmp_path):
     """Rows that the tokenizer has no id for are left out; windows are kept to."""
     config = replace(tiny_config, vocab_size=tiny_config.vocab_size + 24, n_layer=3, n_kv_head=4, window=7)
-    model = GPT(config).init_weights(torch.Generator().manual_seed(3)).eval()
-    for block in model.blocks:  # else no attention shows
-        torch.nn.init.normal_(block.attention.proj.weight, std=0.1, generator=torch.Generator().manual_seed(4))
+    model = random_model(config, seed=3)
     save(model, tiny_tokenizer, "base")
     export.main(export.Config(source="base", out=tmp_path / "hf"))
     ids = tokens(model, 2, 30) % tiny_config.vocab_size

@@ -10,6 +10,7 @@ from types import ModuleType
 import pytest
 import torch
 import torch.nn.functional as F
+from models import random_model
 
 from nanochat import attention, gpt
 from nanochat.attention import plain_attention, window_blocks, windowed_attention
@@ -184,9 +185,7 @@ def test_a_cache_changes_nothing(tiny_model, tiny_config, chunks):
 @torch.no_grad()
 def test_a_cache_changes_nothing_with_a_window(tiny_model, tiny_config, window, chunks):
     """Nor does the compiled forward of the engine, at any position."""
-    model = GPT(replace(tiny_config, n_layer=5, window=window)).init_weights(torch.Generator().manual_seed(0))
-    for parameter in model.parameters():
-        parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.1)
+    model = random_model(replace(tiny_config, n_layer=5, window=window))
     assert [model.config.window_of(layer) for layer in range(5)] == [window] * 3 + [None] * 2
     idx = tokens(tiny_config, 2, 20)
     whole = model(idx)
@@ -234,11 +233,7 @@ def test_training_by_blocks_is_training_with_a_mask(tiny_config, monkeypatch):
     monkeypatch.setattr("torch.nn.attention.flex_attention._validate_device", lambda *tensors: None)
     monkeypatch.setattr(gpt, "_chunk_losses", gpt._chunk_losses_by_torch)
     monkeypatch.setattr(attention, "by_blocks", lambda device: torch.compiler.is_compiling())
-    model = GPT(replace(tiny_config, n_layer=3, sequence_len=200, window=130))
-    model.init_weights(torch.Generator().manual_seed(0))
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.05)
+    model = random_model(replace(tiny_config, n_layer=3, sequence_len=200, window=130), noise=0.05)
     idx, graphs = tokens(model.config, 1, 201), []
     torch._dynamo.reset()
     compiled = torch.compile(model, backend=lambda g, x: graphs.append(g) or aot_eager(g, x), fullgraph=True)

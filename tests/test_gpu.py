@@ -5,12 +5,13 @@ import math
 
 import pytest
 import torch
+from models import random_model
 
 from nanochat import attention, fp8
 from nanochat.checkpoint_manager import load, save
 from nanochat.common import Dist, compute_dtype
 from nanochat.engine import Engine, Sampling
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPTConfig
 from nanochat.optim import build_optimizers, families, linear
 from nanochat.trainer import Batch, State, fit, next_token_loss, train_step
 
@@ -94,10 +95,7 @@ def test_a_window_compiled_is_that_of_a_mask(n_kv_head, kernels, monkeypatch):
         pytest.skip("needs a Hopper GPU, and the package flash-attn-4")
     monkeypatch.setattr(attention, "window_kernels", lambda device: kernels)
     config = GPTConfig(400, 512, n_layer=4, n_head=2, n_kv_head=n_kv_head, n_embd=128, window=130)
-    model = GPT(config).init_weights(torch.Generator().manual_seed(0)).to(GPU)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter), alpha=0.05)
+    model = random_model(config, noise=0.05).to(GPU)
     model.compute_dtype = compute_dtype(GPU)
     idx = tokens(config, 2, 513).to(GPU)
     results = []

@@ -4,12 +4,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from models import random_model
 
 from nanochat import bpe_chunks, checkpoint_manager, import_hf
 from nanochat.chat_eval import evaluate
 from nanochat.common import Dist
 from nanochat.engine import Engine, Sampling
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPTConfig
 from nanochat.tokenizer import SPECIAL_TOKENS
 from scripts import import_hf as script
 from tasks.spelling import Spelling
@@ -121,10 +122,7 @@ def test_other_models_and_tokenizers_are_refused(published, tmp_path, tiny_token
 def test_compiled_and_plain_forward_agree_without_value_embeddings(tiny_tokenizer):
     """The switches that import uses, in both forwards; greedy answers of an engine tell them apart."""
     config = GPTConfig(tiny_tokenizer.vocab_size, 64, 2, 4, 2, 32, attention_sharpness=2.0, value_embeddings=False)
-    model = GPT(config).init_weights(torch.Generator().manual_seed(0)).eval()
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)), alpha=0.2)
+    model = random_model(config, noise=0.2)
     assert not model.value_embeddings
     prompt = tiny_tokenizer.encode("The sky is blue.").tolist()
     sampling = Sampling(max_tokens=8, temperature=0, logprobs=0)

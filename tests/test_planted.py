@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-import torch
+from models import random_model
 from test_chat_eval import Oracle
 from test_eval_tasks import BODY, PROMPT, TEST, arc_row, mmlu_row, require_sandbox, write
 
@@ -92,12 +92,7 @@ class FirstIsRight:
 def noisy_model(tokenizer, seed: int) -> GPT:
     """Noise in every weight, so that it prefers some letters to others, more with some questions than with others."""
     config = GPTConfig(tokenizer.vocab_size, 1024, n_layer=2, n_head=1, n_kv_head=1, n_embd=32)
-    generator = torch.Generator().manual_seed(seed)
-    model = GPT(config).init_weights(generator).eval()
-    with torch.no_grad():
-        for weight in model.parameters():
-            weight.add_(torch.randn(weight.shape, generator=generator), alpha=0.2)
-    return model
+    return random_model(config, noise=0.2, seed=seed)
 
 
 @pytest.mark.parametrize("name", [name for name in CHAT_CORE if name in ("ARC-Easy", "ARC-Challenge", "MMLU")])

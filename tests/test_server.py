@@ -16,9 +16,9 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
-import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from models import random_model
 from prometheus_client.parser import text_string_to_metric_families
 from ranks import free_port
 from serving import Scripted, ScriptedEngine, byte_tokenizer, say, serve, words
@@ -42,15 +42,11 @@ HELLO = [{"role": "user", "content": "Hello"}]
 def checkpoint(tiny_tokenizer, tmp_path_factory):
     """A folder with a tiny sft checkpoint, and the model in it."""
     from nanochat import checkpoint_manager
-    from nanochat.gpt import GPT, GPTConfig
+    from nanochat.gpt import GPTConfig
     from nanochat.trainer import State
 
-    generator = torch.Generator().manual_seed(1)
     config = GPTConfig(tiny_tokenizer.vocab_size, sequence_len=512, n_layer=2, n_head=4, n_kv_head=2, n_embd=32)
-    model = GPT(config).init_weights(generator)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.1)
+    model = random_model(config, seed=1)
     base = tmp_path_factory.mktemp("base")
     folder = base / "checkpoints" / "sft" / "tiny"
     checkpoint_manager.save(folder, model, tiny_tokenizer, stage="sft", state=State(), settings={})

@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from models import random_model
 
 from nanochat.common import Dist, describe_machine
-from nanochat.gpt import GPT, GPTConfig
+from nanochat.gpt import GPTConfig
 from nanochat.optim import build_optimizers, linear
 from nanochat.trainer import MAX_BAD_STEPS, WINDOW, BadData, Batch, State, every, fit, jump_limit
 
@@ -23,13 +24,7 @@ WORKER = Path(__file__).parent / "ranks_worker.py"
 
 
 def new_model():
-    """Without the zeros of a fresh model: gradients that are all rounding would be blown up by the optimizers."""
-    generator = torch.Generator().manual_seed(0)
-    model = GPT(CONFIG).init_weights(generator)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            parameter.add_(0.05 * torch.randn(parameter.shape, generator=generator))
-    return model
+    return random_model(CONFIG, noise=0.05)
 
 
 def new_optimizers(model, dist=Dist()):
