@@ -56,12 +56,12 @@ def layer_of(module: str, order: dict[str, int]) -> int:
 
 def tracked() -> list[Path]:
     """The text files of the repository: what git tracks, or everything if this is not a checkout."""
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
-    if listed.returncode == 0:
-        paths = [ROOT / name for name in listed.stdout.split("\0") if name]
-    else:
-        paths = [path for path in ROOT.glob("**/*") if not any(part.startswith(".") for part in path.parts)]
-    return [path for path in paths if path.is_file() and path.suffix in TEXTS]
+    listed = subprocess.run(["sh", "-c", "git ls-files -z"], cwd=ROOT, capture_output=True, text=True).stdout
+    names = [Path(name) for name in listed.split("\0") if name]
+    if not names:  # a tarball, perhaps on a machine without git
+        names = [path.relative_to(ROOT) for path in ROOT.glob("**/*")]
+        names = [name for name in names if not any(part.startswith(".") for part in name.parts)]
+    return [ROOT / name for name in names if (ROOT / name).is_file() and name.suffix in TEXTS]
 
 
 def test_imports_point_down_the_list():

@@ -30,8 +30,8 @@ DESKTOP = {"viewport": {"width": 1200, "height": 800}}
 PHONE = {"viewport": {"width": 360, "height": 640}, "has_touch": True, "is_mobile": True}
 ATTACKS = Path(__file__).with_name("attacks.txt").read_text(encoding="utf-8").split("\n%%\n")
 
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no Chromium: apt-get install chromium")
-
+if BROWSER is None:
+    pytest.skip("no Chromium: apt-get install chromium", allow_module_level=True)
 
 both_sizes = pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 both_schemes = pytest.mark.parametrize("scheme", ["light", "dark"])
