@@ -24,7 +24,7 @@ def check_unicode(text: str) -> str:
 
 
 Text = Annotated[str, AfterValidator(check_unicode)]
-StopText = Annotated[Text, Field(min_length=1, max_length=256)]
+StopText = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(check_unicode)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
 
@@ -44,18 +44,30 @@ class Part(BaseModel):
     type: Literal["text", "python", "python_output"]
     text: Text
 
+    @field_validator("type", mode="before")
+    @classmethod
+    def refuse_pictures(cls, value):
+        if value not in ("text", "python", "python_output"):
+            raise ValueError('this model knows only text; send {"type": "text", "text": "..."}')
+        return value
+
 
 class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
-    content: Text | Annotated[list[Part], Field(max_length=4096)]
+    content: Text | Annotated[list[Part], Field(max_length=4096)] | None = None
+
+    @model_validator(mode="after")
+    def settle(self):
+        if self.content is None and self.role != "assistant":
+            raise ValueError("only an assistant's message may have no content")
+        return self
 
     @property
     def parts(self) -> list[dict]:
-        return (
-            [{"type": "text", "text": self.content}]
-            if isinstance(self.content, str)
-            else [part.model_dump() for part in self.content]
-        )
+        """Those that say something: an answer may have ended at once, and comes back as nothing."""
+        if isinstance(self.content, str):
+            return [{"type": "text", "text": self.content}] if self.content else []
+        return [part.model_dump() for part in self.content or []]
 
 
 class JsonSchema(BaseModel):
@@ -176,6 +188,8 @@ class ChatRequest(SamplingRequest):
         for index, message in enumerate(self.messages):
             role = "system" if message.role == "developer" else message.role
             parts = message.parts
+            if role == "assistant" and not parts and turns:
+                continue
             if role != "assistant" and any(part["type"] != "text" for part in parts):
                 raise Refusal(f"messages[{index}]: only an assistant's message may have tool parts.", "messages")
             if role == "system" and any(turn["role"] != "system" for turn in turns):

@@ -21,6 +21,10 @@ log = logging.getLogger("nanochat.server")
 
 LOCAL_NAMES = ("localhost", "127.0.0.1", "::1")
 OPEN_PATHS = ("/", "/health", "/training")  # and /ui/*: without a key, the page can say that one is needed
+NOTHING = (
+    "There is nothing here. The API is /v1/chat/completions, /v1/completions, /v1/tokenize and /v1/models; "
+    "a client's base_url ends in /v1."
+)
 SECURITY_HEADERS = (
     (
         b"content-security-policy",
@@ -114,6 +118,9 @@ def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(RequestValidationError)
     async def invalid(request, error: RequestValidationError):
         problems = [(place_of(one["loc"]), one["msg"].removeprefix("Value error, ")) for one in error.errors()]
+        kind, loc = error.errors()[0]["type"], error.errors()[0]["loc"]
+        if kind == "json_invalid" or loc == ("body",) and kind != "value_error":
+            return respond(400, "The body must be a JSON object, sent with Content-Type: application/json.")
         first = next((name for name, _ in problems if name), "")
         within = [(name, text) for name, text in problems if name.startswith(first)]
         name, text = max(within, key=lambda problem: problem[0].count("."))  # the form that came closest
@@ -139,7 +146,8 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(StarletteHTTPException)
     async def plain(request, error: HTTPException):
-        return respond(error.status_code, f"{error.detail}", headers=error.headers)
+        message = NOTHING if (error.status_code, error.detail) == (404, "Not Found") else f"{error.detail}"
+        return respond(error.status_code, message, headers=error.headers)
 
     @app.exception_handler(Exception)
     async def unexpected(request, error: Exception):

@@ -145,7 +145,7 @@ def test_a_conversation_that_is_too_long(real):
     [
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url"}]}]},
-            "messages.0.content.0.type: Input should",
+            "messages.0.content.0.type: this model knows only text",
         ),
         ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content: Input should be a valid string"),
         ({"messages": HELLO, "stop": [1]}, "stop.0: Input should be a valid string"),
@@ -343,7 +343,7 @@ BAD_CHATS = {
     "logit_bias of no token": (chat(logit_bias={"99999": 1}), "0 to 264"),
     "logit_bias of a word": (chat(logit_bias={"hello": 1}), "hello"),
     "logit_bias too strong": (chat(logit_bias={"5": 101}), "100"),
-    "an empty stop": (chat(stop=""), "stop"),
+    "an empty stop": (chat(stop=""), "at least 1 character"),
     "too many stops": (chat(stop=["x"] * 17), "stop"),
     "tools": (chat(tools=[{"type": "function"}]), "calculator"),
     "a format that is none": (chat(response_format={"type": "xml"}), "json_schema"),
@@ -356,10 +356,15 @@ BAD_CHATS = {
     ),
     "a penalty that we lack": (chat(frequency_penalty=1), "repetition_penalty"),
     "no JSON": ("{", "JSON"),
-    "a list": ("[]", "body"),
+    "a list": ("[]", "JSON object"),
     "a deep nest": ("[" * 100_000, "body"),
     "a number of 5,000 digits": ('{"seed": ' + "9" * 5000 + "}", ""),
-    "nothing": ("", ""),
+    "nothing": ("", "JSON object"),
+    "a user's message without content": (chat(messages=[{"role": "user"}]), "only an assistant's"),
+    "the answer of a client's function": (
+        chat(messages=[*HELLO, {"role": "tool", "tool_call_id": "1", "content": "x"}]),
+        "'system', 'developer', 'user' or 'assistant'",
+    ),
 }
 
 
@@ -409,11 +414,14 @@ def test_other_refusals(server):
         == 413
     )
     assert server.get("/v1/chat/completions").status_code == 405
-    assert server.get("/v1/nothing").json()["error"]["message"]
+    for path in ("/v1/responses", "/chat/completions", "/api/tags"):  # what other servers have
+        nothing = server.post(path, json=chat())
+        assert nothing.status_code == 404 and "/v1/chat/completions" in nothing.json()["error"]["message"]
     assert server.get("/ui/../server.py").status_code == 404
     assert server.get("/ui/%2e%2e/server.py").status_code == 404
     plain = server.post("/v1/chat/completions", content=json.dumps(chat()), headers={"Content-Type": "text/plain"})
     assert plain.status_code == 400  # what another web site's form could send is not understood
+    assert "application/json" in plain.json()["error"]["message"]
     assert server.post("/v1/tokenize", json={}).status_code == 400
     assert server.post("/ui/render", json={"texts": ["x" * 200_001]}).status_code == 400
 
@@ -468,6 +476,10 @@ def test_content_in_parts_and_several_messages_of_one_role(server):
     plain = [{"role": "system", "content": "S\n\nT"}, {"role": "user", "content": "one two\n\nthree"}]
     assert one == server.post("/v1/tokenize", json={"messages": plain}).json()
     assert one["count"] == len(one["tokens"]) and one["context"] == 4096
+    for nothing in ({"content": ""}, {"content": None}, {"content": []}, {}):  # an answer that ended at once, sent back
+        silent = [{"role": "user", "content": "one two"}, {"role": "assistant", **nothing}]
+        messages = [*messages[:2], *silent, {"role": "user", "content": "three"}]
+        assert one == server.post("/v1/tokenize", json={"messages": messages}).json()
 
 
 def half(name: str) -> st.SearchStrategy[str]:

@@ -160,7 +160,7 @@ def ask(page, text: str):
 def show_sidebar(page) -> None:
     """On a phone the list of chats is behind a button."""
     button = page.get_by_role("button", name="Show the list of chats")
-    if button.is_visible() and button.get_attribute("aria-expanded") == "false":
+    if button.is_visible() and not page.locator("#sidebar:popover-open").count():
         button.click()
 
 
@@ -210,7 +210,7 @@ def test_it_streams_while_the_model_writes_and_can_be_stopped(open_page, engine,
     expect(page.locator(".answer .body")).to_contain_text("slowly slowly")
     expect(page.locator(".answer .rate")).to_contain_text("tokens/s")
     page.get_by_role("button", name="Stop the answer").click()
-    expect(page.locator(".answer .note")).to_have_text("You stopped this answer. Go on")
+    expect(page.locator(".answer .note")).to_have_text("This answer was stopped. Go on")
     page.wait_for_timeout(300)  # for the last rendering
     length = len(page.locator(".answer .body").inner_text())
     page.wait_for_timeout(300)
@@ -431,6 +431,109 @@ def test_a_long_conversation_goes_on_without_its_beginning(open_page, engine, si
     assert fits(page) and not watch
 
 
+def test_what_was_said_outlives_a_reload(open_page, watch):
+    page = open_page()
+    page.fill("#prompt", "slow")
+    page.keyboard.press("Enter")
+    expect(page.locator(".answer .body")).to_contain_text("slowly slowly slowly")
+    page.fill("#prompt", "a message that is not sent yet")
+    page.reload()
+    expect(page.locator(".answer .body")).to_contain_text("slowly slowly slowly")
+    expect(page.locator(".answer .note")).to_have_text("This answer was stopped. Go on")
+    expect(page.locator("#prompt")).to_have_value("a message that is not sent yet")
+    expect(page.get_by_role("button", name="Send", exact=True)).to_be_enabled()
+    assert not watch
+
+
+def test_going_back_goes_to_the_chat_before(open_page, watch):
+    page = open_page()
+    ask(page, "about whales")
+    page.get_by_role("button", name="New chat").click()
+    ask(page, "about tea")
+    page.locator(".chat-open", has_text="whales").click()
+    title = page.get_by_role("heading", level=1)
+    expect(title).to_have_text("about whales")
+    page.go_back()
+    expect(title).to_have_text("about tea")
+    page.go_back()
+    expect(title).to_have_text("about whales")
+    page.go_forward()
+    expect(title).to_have_text("about tea")
+    page.get_by_role("button", name="Delete about tea").click()
+    expect(title).to_have_text("New chat")
+    page.go_back()
+    expect(title).to_have_text("New chat")  # what was deleted does not come back
+    assert page.url.endswith("/") and not watch
+
+
+def test_two_tabs_lose_nothing_of_one_chat(open_page, watch):
+    page = open_page()
+    ask(page, "hello")
+    other = page.context.new_page()
+    other.goto(page.url)
+    expect(other.locator(".message")).to_have_count(2)
+    page.locator(".message.user").hover()
+    page.get_by_role("button", name="Edit this message").click()
+    area = page.get_by_role("textbox", name="Edit your message")
+    area.fill("hello again")
+    ask(other, "and in the other tab")
+    expect(area).to_have_value("hello again")  # a change elsewhere takes nothing away that is being written here
+    area.press("Enter")
+    expect(page.locator(".answer .body")).to_have_text("You said: hello again")
+    expect(other.locator(".user .pager-count")).to_have_text("2/2")
+    other.fill("#prompt", "slow")  # both at the same time
+    other.keyboard.press("Enter")
+    expect(other.locator(".answer .body").last).to_contain_text("slowly")
+    page.locator(".user").get_by_role("button", name="Previous version").click()
+    ask(page, "first tab")
+    other.get_by_role("button", name="Stop the answer").click()
+    expect(other.locator(".answer .note")).to_be_visible()
+    for tab in (page, other):
+        tab.reload()
+        tab.locator(".chat-open").click()
+        chats = tab.evaluate("Object.values(localStorage).filter((text) => text.includes('nodes')).map(JSON.parse)")
+        said = {node["id"]: "".join(part["text"] for part in node["parts"]) for node in chats[0]["nodes"]}
+        asked = [said[node["id"]] for node in chats[0]["nodes"] if node["role"] == "user"]
+        assert sorted(asked) == ["and in the other tab", "first tab", "hello", "hello again", "slow"]
+        assert len(said) == 2 * len(asked) and all(said.values())
+    assert not watch
+
+
+def test_text_runs_in_its_own_direction(open_page, watch):
+    page = open_page(**PHONE)
+    answer = ask(page, "שלום עולם")
+    sides = """(element) => {
+        const range = document.createRange();
+        range.selectNodeContents(element);
+        const [text, box] = [range.getBoundingClientRect(), element.getBoundingClientRect()];
+        return [text.left - box.left, box.right - text.right];
+    }"""
+    assert page.locator("#prompt").evaluate("(e) => (e.value = 'שלום', getComputedStyle(e).direction)") == "rtl"
+    assert page.locator(".bubble").evaluate("(e) => getComputedStyle(e).direction") == "rtl"
+    left, right = answer.locator(".markdown p").evaluate(sides)  # "You said:" leads, so it begins on the left
+    assert left < 1 < right
+    page.evaluate("document.querySelector('.markdown p').textContent = 'עולם'")
+    left, right = answer.locator(".markdown p").evaluate(sides)
+    assert right < 1 < left
+    assert not watch
+
+
+def test_a_server_that_was_away_is_found_again(open_page, server):
+    page = open_page()
+    page.route("**/v1/**", lambda route: route.abort())
+    page.fill("#prompt", "hello")
+    page.keyboard.press("Enter")
+    expect(page.locator(".problem")).to_contain_text("cannot be reached")
+    expect(page.locator("#model")).to_have_text("not connected")
+    page.reload()
+    expect(page.locator(".problem")).to_contain_text("cannot be reached")
+    page.unroute("**/v1/**")
+    expect(page.locator("#model")).to_have_text("nanochat-test · 7M parameters")
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator(".answer .body")).to_have_text("You said: hello")
+    expect(page.locator(".pager")).to_have_count(0)  # an attempt without a word is no version of the answer
+
+
 def test_two_chats_are_answered_at_once(open_page, watch):
     page = open_page()
     page.fill("#prompt", "slow")
@@ -440,7 +543,7 @@ def test_two_chats_are_answered_at_once(open_page, watch):
     expect(ask(page, "hello").locator(".body")).to_have_text("You said: hello")
     page.locator(".chat-open", has_text="slow").click()
     page.get_by_role("button", name="Stop the answer").click()
-    expect(page.locator(".answer .note")).to_contain_text("You stopped this answer.")
+    expect(page.locator(".answer .note")).to_contain_text("This answer was stopped.")
     assert not watch
 
 
@@ -634,7 +737,7 @@ def test_every_control_works_by_keyboard_alone(open_page, engine, tmp_path, watc
     tab_to(page, named("Send"))
     expect(page.locator(".answer").nth(1).locator(".body")).to_contain_text("slowly")
     tab_to(page, named("Stop the answer"))
-    expect(page.locator(".note")).to_contain_text("You stopped this answer.")
+    expect(page.locator(".note")).to_contain_text("This answer was stopped.")
     tab_to(page, named("Copy this answer").first)
     expect(page.locator("#status")).to_have_text("Copied.")
     tab_to(page, named("Edit this message").first)

@@ -1,43 +1,42 @@
-// The chat page: what a person does, and what follows from it. store.js keeps the chats, view.js draws them, api.js asks the server.
+// The chat page: the chat that is open, and what a person does with it. answer.js gets the answers, render.js their HTML,
+// sidebar.js has the other chats, view.js draws, store.js keeps.
 
-import { ApiError, fetchModel, renderMarkdown, streamChat } from "./api.js";
-import { defaults, listenToSettings, sampling, settings, showSettings } from "./settings.js";
+import { beginOf, describe, dissect, horizonOf, write } from "./answer.js";
+import { fetchModel } from "./api.js";
+import { follow, htmlOf, render } from "./render.js";
+import { defaults, listenToSettings, settings, showSettings } from "./settings.js";
+import { chats, drawList, keep, listenToSidebar, reload } from "./sidebar.js";
 import * as store from "./store.js";
-import { closeAlternatives, readTokens, tokenView } from "./tokens.js";
+import { tokenView } from "./tokens.js";
 import * as view from "./view.js";
+import { $, announce, toast } from "./view.js";
 
 const EXAMPLES = ["What is the Moon?", "What is 1234 * 56?", 'How many r are in "strawberry"?', "Who are you?"];
-const RENDER_EVERY = 120; // ms between two renderings of an answer that is still being written
-const $ = (id) => document.getElementById(id);
+const DRAFT = "nanochat.draft";
 
-let chats = store.loadChats();
-let chat = chats.find((one) => `#${one.id}` === location.hash) ?? store.newChat();
+const addressOf = (one) => (one.nodes.length ? `#${one.id}` : "");
+const chatOfAddress = () => chats.find((one) => addressOf(one) === location.hash);
+let chat = chatOfAddress() ?? store.newChat();
 let modelName = "";
 const writing = new Map(); // chat -> {node, controller} of its answer in progress
-let toastTimer = 0;
-const rendered = new Map(); // text -> safe HTML, only in memory: HTML is never read back from storage
-const RENDERED_MAX = 500;
 const dissected = new Map(); // id of an answer that is shown as tokens -> {tokens, ids}, or null while they are asked for
-const ALTERNATIVES = 8;
+
+const isWriting = (one = chat) => writing.has(one);
+const stop = (one = chat) => writing.get(one)?.controller.abort();
 
 // --------------------------------------------------------------------------------------------------------------------
 // Drawing
 
 const actions = {
-  switchTo: (node) => !isWriting() && (store.switchTo(chat, node), save(chat), draw()),
+  switchTo: (node) => !isWriting() && (store.switchTo(chat, node), keep(chat, chat.updated), draw()),
   edit: startEditing,
-  retry: (node) => removeAndAnswer(node),
+  retry: (node) => !isWriting() && answer(chat, node.parent, null, node.parts.length ? null : node),
   shorten: (node) => startEditing(chat.nodes.find((other) => other.id === node.parent)),
   regenerate: (node) => !isWriting() && answer(chat, node.parent),
-  goOn: (node) => !isWriting() && answer(chat, node.parent, beginOf(node)),
+  goOn: (node) => !isWriting() && answer(chat, node.parent, beginOf(node, modelName)),
   tokens: toggleTokens,
   isDissected: (node) => dissected.has(node.id),
-  open: (other) => openChat(other),
-  rename: startRenaming,
-  remove: removeChat,
 };
-
-const isWriting = () => writing.has(chat);
 
 function draw() {
   const path = store.pathOf(chat);
@@ -47,82 +46,48 @@ function draw() {
   drawHorizon(path);
   $("title").textContent = store.titleOf(chat);
   document.title = path.length ? `${store.titleOf(chat)} · nanochat` : "nanochat";
-  history.replaceState(null, "", path.length ? `#${chat.id}` : location.pathname); // a reload comes back to this chat
+  history.replaceState(null, "", location.pathname + addressOf(chat)); // a reload comes back to this chat
   drawList();
   drawSend();
 }
 
 const itemOf = (node) => $("thread").querySelector(`[data-id="${node.id}"]`);
 
-function drawAnswer(node, blocks = view.blocksOf(node.parts)) {
+function drawAnswer(node) {
   const item = itemOf(node);
   if (!item) return;
   item.querySelector(".answer-foot").replaceWith(view.answerFoot(chat, node, actions));
   const found = dissected.get(node.id);
   if (found) return item.querySelector(".body").replaceChildren(tokenView(found.tokens, (token, other) => goOnFrom(node, token, other)));
   item.querySelector(".token-view")?.remove();
-  view.showBlocks(item.querySelector(".body"), blocks, (text) => rendered.get(text));
-  const missing = blocks.filter((block) => block.kind === "text" && !rendered.has(block.text)).map((block) => block.text);
-  if (missing.length && !node.writing) render(missing).then((done) => done && itemOf(node) && drawAnswer(node));
-}
-
-// Of the messages that are sent, those that stay when the first `leftOut` turns do not fit (the server joins messages of
-// one role to a turn).
-function seenOf(path, leftOut = 0) {
-  const sent = path.filter(isSent);
-  const first = sent.findIndex((node, index) => node.role !== sent[index - 1]?.role && leftOut-- === 0);
-  return sent.slice(Math.max(0, first));
+  view.showBlocks(item.querySelector(".body"), view.blocksOf(node.parts), htmlOf);
+  if (!node.writing) render(node.parts).then((done) => done && drawAnswer(node));
 }
 
 // A line above the first message that was in the context of the last answer, if others were not.
 function drawHorizon(path = store.pathOf(chat)) {
   $("thread").querySelector(".horizon")?.remove();
-  const leftOut = path.findLast((node) => node.role === "assistant" && isSent(node))?.left_out;
-  if (leftOut) itemOf(seenOf(path, leftOut)[0])?.before(view.element("li", { class: "horizon" }, `The model no longer sees what is above: its context holds ${$("max_tokens").max || "few"} tokens.`));
-}
-
-// Without HTML the plain text stays on the page, which is a fine answer too.
-async function render(texts, into = rendered, writing = false) {
-  try {
-    const html = await renderMarkdown(texts, writing, settings.api_key);
-    texts.forEach((text, index) => into.set(text, html[index]));
-    for (const old of rendered.keys()) if (rendered.size > RENDERED_MAX) rendered.delete(old);
-  } catch {
-    return false;
-  }
-  return true;
-}
-
-function drawList() {
-  const wanted = $("search").value.trim().toLowerCase();
-  const found = chats.filter((one) => !wanted || store.titleOf(one).toLowerCase().includes(wanted) || one.nodes.some((node) => store.textOf(node).toLowerCase().includes(wanted)));
-  $("chats").replaceChildren(...found.map((one) => view.chatItem(one, store.titleOf(one), one.id === chat.id, actions)));
-  $("no-chats").hidden = found.length > 0;
-  $("no-chats").textContent = wanted ? "No chat has these words." : "Your chats stay in this browser.";
-  $("export").disabled = chats.length === 0;
+  const first = horizonOf(path);
+  if (first) itemOf(first)?.before(view.element("li", { class: "horizon" }, `The model no longer sees what is above: its context holds ${$("max_tokens").max || "few"} tokens.`));
 }
 
 function drawSend() {
-  const stop = isWriting();
-  $("send").replaceChildren(view.icon(stop ? "stop" : "send"));
-  $("send").setAttribute("aria-label", stop ? "Stop the answer" : "Send");
-  $("send").title = stop ? "Stop (Esc)" : "Send (Enter)";
-  $("send").classList.toggle("stop", stop);
-  $("send").disabled = !stop && !$("prompt").value.trim();
+  const [name, label, title] = isWriting() ? ["stop", "Stop the answer", "Stop (Esc)"] : ["send", "Send", "Send (Enter)"];
+  $("send").replaceChildren(view.icon(name));
+  $("send").setAttribute("aria-label", label);
+  $("send").title = title;
+  $("send").disabled = !isWriting() && !$("prompt").value.trim();
 }
 
 const nearEnd = () => $("scroll").scrollHeight - $("scroll").scrollTop - $("scroll").clientHeight < 80;
 const toEnd = () => ($("scroll").scrollTop = $("scroll").scrollHeight);
 
-function toast(text, label, action) {
-  clearTimeout(toastTimer);
-  $("toast").replaceChildren(view.element("span", {}, text));
-  if (label) $("toast").append(view.element("button", { type: "button", class: "text", onclick: () => (($("toast").hidden = true), action()) }, label));
-  $("toast").hidden = false;
-  toastTimer = setTimeout(() => ($("toast").hidden = true), 7000);
+// Change the page; who was at its end stays there.
+function atEnd(change) {
+  const stay = nearEnd();
+  change();
+  if (stay) toEnd();
 }
-
-const announce = (text) => ($("status").textContent = text);
 
 // --------------------------------------------------------------------------------------------------------------------
 // Asking
@@ -135,174 +100,57 @@ function send(text) {
   answer(chat, node.id);
 }
 
-function removeAndAnswer(node) {
-  if (isWriting()) return;
-  chat.nodes = chat.nodes.filter((other) => other !== node);
-  chat.leaf = node.parent;
-  answer(chat, node.parent);
-}
-
-const isSent = (node) => node.parts.some((part) => part.text);
-
-function requestBody(path, begin) {
-  const messages = path.filter(isSent).map((node) => {
-    const plain = node.parts.every((part) => part.type === "text");
-    return { role: node.role, content: plain ? store.textOf(node) : node.parts };
-  });
-  if (settings.system?.trim()) messages.unshift({ role: "system", content: settings.system.trim() });
-  // With logprobs come the ids, by which an answer can go on.
-  const body = { messages, ...sampling(), logprobs: true, truncation: "auto" };
-  if (begin) body.begin_with = begin;
-  return body;
-}
-
-// begin: token ids or text that the answer starts with.
-async function answer(target, parent, begin = null) {
+// begin: token ids or text that the answer starts with. again: an empty answer that takes this one's place.
+async function answer(target, parent, begin = null, again = null) {
   target.leaf = parent;
-  const messages = store.pathOf(target);
-  const node = store.addNode(target, parent, "assistant", []);
+  const path = store.pathOf(target);
+  const node = again ?? store.addNode(target, parent, "assistant", []);
   const controller = new AbortController();
-  node.writing = true;
-  node.model = modelName;
+  Object.assign(node, { writing: true, model: modelName, error: undefined, tooLong: undefined });
+  target.leaf = node.id;
   writing.set(target, { node, controller });
-  if (!chats.includes(target)) chats.unshift(target);
-  save(target);
+  keep(target);
   draw();
   toEnd();
   announce("nanochat is answering.");
-  const clock = { started: performance.now(), first: 0, tokens: 0, given: Array.isArray(begin) ? begin.length : 0 };
-  const loop = renderLoop(node);
-  try {
-    for await (const event of streamChat(requestBody(messages, begin), settings.api_key, controller.signal)) readEvent(node, event, clock);
-  } catch (error) {
-    if (error.name === "AbortError") node.finish = "stopped";
-    else Object.assign(node, { error: describe(error), tooLong: error.code === "context_length_exceeded" });
-  } finally {
-    delete node.writing;
-    writing.delete(target);
-    await loop.end();
-    save(target);
-    if (target === chat) {
-      const follow = nearEnd();
-      drawAnswer(node);
-      drawHorizon();
-      drawList();
-      drawSend();
-      if (follow) toEnd();
-    }
-    announce(node.error ? "" : `nanochat: ${store.textOf(node)}`);
-  }
+  const endOfRendering = follow(node, () => itemOf(node), (html) => atEnd(() => showNewest(node, html)));
+  await write(node, path, begin, controller.signal);
+  delete node.writing;
+  writing.delete(target);
+  await endOfRendering();
+  keep(target);
+  atEnd(() => drawAnswer(node));
+  if (target === chat) drawHorizon();
+  drawList();
+  drawSend();
+  announce(node.error ? "" : `nanochat: ${store.textOf(node)}`);
+  if (node.error) greet(); // is the server still there, with the same model?
   return node;
 }
 
-function readEvent(node, event, clock) {
-  if (event.left_out) node.left_out = event.left_out;
-  const choice = event.choices?.[0];
-  if (!choice) return;
-  if (choice.finish_reason) node.finish = choice.finish_reason;
-  const { ids, part: tool, content } = choice.delta;
-  const part = tool ?? (content ? { type: "text", text: content } : null);
-  if (!part) return;
-  if (ids) (node.ids ??= []).push(...ids);
-  clock.tokens += ids?.length ?? 1;
-  const last = node.parts.at(-1);
-  if (last?.type === part.type) last.text += part.text;
-  else node.parts.push({ type: part.type, text: part.text });
-  const written = clock.tokens - clock.given; // what was given to begin with has not been written now
-  if (written > 0 && !clock.first) (clock.first = performance.now()), (clock.before = clock.tokens);
-  node.stats = { tokens: clock.tokens, rate: rateOf(clock) };
-}
-
-// Tokens a second from the first one on; of an answer that came in one piece, from the question on.
-function rateOf({ started, first, before, tokens, given }) {
-  const seconds = (performance.now() - first) / 1000;
-  if (!first) return 0;
-  return seconds > 0.01 ? (tokens - before) / seconds : (1000 * (tokens - given)) / (performance.now() - started);
-}
-
-// While an answer is written: its newest HTML, one request at a time, never more often than RENDER_EVERY.
-function renderLoop(node) {
-  let ended = false;
-  const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
-  const run = (async () => {
-    let shown = new Map();
-    while (!ended) {
-      await pause(RENDER_EVERY);
-      if (!itemOf(node)) continue;
-      const blocks = view.blocksOf(node.parts);
-      const fresh = new Map();
-      const texts = blocks.filter((block) => block.kind === "text" && !rendered.has(block.text)).map((block) => block.text);
-      const last = blocks.at(-1)?.kind === "text" && texts.length ? texts.pop() : null;
-      if (texts.length) await render(texts);
-      if (last && !shown.has(last) && !(await render([last], fresh, true))) await pause(1000);
-      else if (last && shown.has(last)) fresh.set(last, shown.get(last));
-      if (ended || !itemOf(node)) continue;
-      shown = fresh;
-      const follow = nearEnd();
-      view.showBlocks(itemOf(node).querySelector(".body"), blocks, (text) => rendered.get(text) ?? fresh.get(text));
-      showRate(node);
-      if (follow) toEnd();
-    }
-  })();
-  return { end: () => ((ended = true), run) };
-}
-
-function showRate(node) {
-  const foot = itemOf(node).querySelector(".answer-foot");
-  if (foot.querySelector(".thinking") && node.parts.length) foot.replaceWith(view.answerFoot(chat, node, actions));
-  const rate = itemOf(node).querySelector(".rate");
+function showNewest(node, html) {
+  const item = itemOf(node);
+  view.showBlocks(item.querySelector(".body"), view.blocksOf(node.parts), html);
+  if (item.querySelector(".thinking") && node.parts.length) item.querySelector(".answer-foot").replaceWith(view.answerFoot(chat, node, actions));
+  const rate = item.querySelector(".rate");
   if (rate && node.stats) rate.textContent = view.rateText(node.stats);
 }
 
-function describe(error) {
-  if (!(error instanceof ApiError)) return `Something went wrong on this page: ${error.message}`;
-  if (error.status === 401) return "The server asks for an API key. Put it in the settings, then try again.";
-  if (error.status === 429) return `${error.message}${error.retryAfter ? ` Try again in ${error.retryAfter} s.` : ""}`;
-  return error.message;
-}
-
-function save(target) {
-  target.updated = Date.now();
-  chats.sort((a, b) => b.updated - a.updated);
-  try {
-    store.saveChat(target);
-  } catch {
-    toast("This browser's storage is full. Export your chats, then delete some.");
-  }
-}
-
-// --------------------------------------------------------------------------------------------------------------------
-// The tokens of an answer
-
-// What an answer would begin with to be said again: its tokens, if the model that is here now wrote them, or its text.
-const beginOf = (node) => (node.ids?.length && node.model === modelName ? node.ids : store.textOf(node));
-
-// Ask for the answer once more, begun with itself: so its probabilities come, whenever and by whomever it was written.
 async function toggleTokens(node) {
   if (isWriting()) return;
   if (dissected.delete(node.id)) return drawAnswer(node);
   dissected.set(node.id, null);
   drawAnswer(node);
   try {
-    dissected.set(node.id, await tokensOf(node, beginOf(node)).catch((error) => {
-      if (error.status !== 400) throw error;
-      return tokensOf(node, store.textOf(node)); // tokens of another vocabulary, or one that only ends an answer
-    }));
+    dissected.set(node.id, await dissect(node, store.pathOf({ ...chat, leaf: node.parent }), modelName));
   } catch (error) {
     dissected.delete(node.id);
     toast(describe(error));
   }
-  if (!itemOf(node)) return;
   drawAnswer(node);
+  if (!itemOf(node)) return;
   announce("The tokens of the answer are shown.");
   itemOf(node).querySelector(".token")?.focus({ preventScroll: true });
-}
-
-async function tokensOf(node, begin) {
-  const path = seenOf(store.pathOf({ ...chat, leaf: node.parent }), node.left_out); // what it was an answer to
-  if (node.finish === "length" && Array.isArray(begin)) begin = begin.slice(0, -1); // the context may have no room for one more
-  const body = { ...requestBody(path, begin), max_tokens: 1, temperature: 0, top_logprobs: ALTERNATIVES };
-  return readTokens(streamChat(body, settings.api_key), begin);
 }
 
 async function goOnFrom(node, token, other) {
@@ -311,9 +159,6 @@ async function goOnFrom(node, token, other) {
   const begun = await answer(chat, node.parent, [...ids.slice(0, token.at), other.id]);
   if (!begun.error && chat.nodes.includes(begun)) toggleTokens(begun);
 }
-
-// --------------------------------------------------------------------------------------------------------------------
-// Editing, and the list of chats
 
 function startEditing(node) {
   if (isWriting()) return;
@@ -327,88 +172,14 @@ function startEditing(node) {
   area.setSelectionRange(area.value.length, area.value.length);
 }
 
-function openChat(other) {
+function open(other) {
+  const address = addressOf(other);
+  if (location.hash !== address) history.pushState(null, "", location.pathname + address); // so one can go back
   chat = other;
   draw();
   toEnd();
-  closeSidebar();
-  $("prompt").focus();
-}
-
-function startRenaming(other) {
-  const item = $("chats").querySelector(`[data-id="${other.id}"]`);
-  const input = view.element("input", { type: "text", class: "rename", "aria-label": "Name of the chat", maxlength: "200" });
-  input.value = store.titleOf(other);
-  let open = true;
-  const close = (keep) => {
-    if (!open) return;
-    open = false;
-    if (keep && input.value.trim() && input.value.trim() !== store.titleOf(other)) {
-      other.title = input.value.trim();
-      const { updated } = other;
-      save(other);
-      other.updated = updated;
-    }
-    draw();
-  };
-  input.addEventListener("keydown", (event) => {
-    if (event.key === "Enter" || event.key === "Escape") (event.preventDefault(), event.stopPropagation(), close(event.key === "Enter"));
-  });
-  input.addEventListener("blur", () => close(true));
-  item.replaceChildren(input);
-  input.focus();
-  input.select();
-}
-
-function removeChat(other) {
-  writing.get(other)?.controller.abort();
-  chats = chats.filter((one) => one !== other);
-  store.removeChat(other.id);
-  if (chat === other) chat = store.newChat();
-  draw();
-  toast("The chat was deleted.", "Undo", () => (chats.push(other), save(other), openChat(other)));
-}
-
-function exportAll() {
-  const url = URL.createObjectURL(new Blob([store.exportChats(chats)], { type: "application/json" }));
-  view.element("a", { href: url, download: `nanochat-${new Date().toISOString().slice(0, 10)}.json` }).click();
-  setTimeout(() => URL.revokeObjectURL(url), 1000);
-}
-
-async function importFile(file) {
-  try {
-    const found = store.importChats(await file.text());
-    for (const one of found) store.saveChat(one);
-    reload();
-    toast(`${found.length} chat${found.length === 1 ? "" : "s"} imported.`);
-  } catch {
-    toast("That file is not an export of nanochat.");
-  }
-}
-
-// What is in storage, but chats that are being answered as they are here.
-function reload() {
-  const here = new Map([...writing.keys()].map((one) => [one.id, one]));
-  chats = store.loadChats().map((one) => here.get(one.id) ?? one);
-  chat = chats.find((one) => one.id === chat.id) ?? chat;
-  draw();
-}
-
-function openSidebar() {
-  document.body.classList.add("sidebar-open");
-  $("scrim").hidden = false;
-  $("page").inert = true;
-  $("open-sidebar").setAttribute("aria-expanded", "true");
-  $("close-sidebar").focus();
-}
-
-function closeSidebar() {
-  if (!document.body.classList.contains("sidebar-open")) return;
-  document.body.classList.remove("sidebar-open");
-  $("scrim").hidden = true;
-  $("page").inert = false;
-  $("open-sidebar").setAttribute("aria-expanded", "false");
-  $("open-sidebar").focus();
+  $("sidebar").hidePopover();
+  if (!isTouch()) $("prompt").focus(); // else a keyboard would cover the chat
 }
 
 // --------------------------------------------------------------------------------------------------------------------
@@ -427,17 +198,23 @@ async function greet() {
     if (error.status === 401) {
       toast("This server asks for an API key.", "Settings", () => $("open-settings").click());
     } else {
-      setTimeout(greet, 3000);
+      $("model").textContent = "not connected";
+      $("model").title = error.message;
+      clearTimeout(greet.timer);
+      greet.timer = setTimeout(greet, 3000);
     }
   }
-  showSettings();
+  if (!$("settings").open) showSettings();
 }
 
 // --------------------------------------------------------------------------------------------------------------------
 // Events
 
+const isTouch = () => matchMedia("(pointer: coarse)").matches;
+
 function growPrompt() {
   const area = $("prompt");
+  sessionStorage.setItem(DRAFT, area.value); // for a reload
   area.style.height = "auto";
   area.style.height = `${Math.min(area.scrollHeight, innerHeight * 0.4)}px`;
   drawSend();
@@ -457,46 +234,54 @@ async function copyFrom(button) {
   setTimeout(() => button.replaceChildren(view.icon("copy")), 1500);
 }
 
+// Another tab has changed a chat. What is written or edited here stays as it is.
+function hearOtherTab({ key }) {
+  if (!store.isChatKey(key)) return;
+  reload();
+  if (key === store.keyOf(chat) && !isWriting() && !$("thread").querySelector(".editor")) draw();
+  else drawList();
+}
+
+function hearKey(event) {
+  if (event.key.toLowerCase() === "o" && event.shiftKey && (event.ctrlKey || event.metaKey)) (event.preventDefault(), open(store.newChat()));
+  if (event.key === "Escape" && !document.querySelector("dialog[open], [popover=auto]:popover-open")) stop();
+}
+
+// The address was changed by a link or by going back. One that is no chat's, such as the skip link's, is forgotten.
+function hearAddress() {
+  const found = location.hash ? chatOfAddress() : store.newChat();
+  if (found && found !== chat) open(found);
+  else history.replaceState(null, "", location.pathname + addressOf(chat));
+}
+
 function listen() {
   $("composer").addEventListener("submit", (event) => {
     event.preventDefault();
-    if (isWriting()) writing.get(chat).controller.abort();
+    if (isWriting()) stop();
     else send($("prompt").value);
   });
   $("prompt").addEventListener("input", growPrompt);
   $("prompt").addEventListener("keydown", (event) => {
-    const touch = matchMedia("(pointer: coarse)").matches;
-    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !touch) {
-      event.preventDefault();
-      send($("prompt").value);
-    }
+    if (event.key === "Enter" && !event.shiftKey && !event.isComposing && !isTouch()) (event.preventDefault(), send($("prompt").value));
   });
-  document.addEventListener("keydown", (event) => {
-    if (event.key.toLowerCase() === "o" && event.shiftKey && (event.ctrlKey || event.metaKey)) (event.preventDefault(), openChat(store.newChat()));
-    if (event.key !== "Escape" || $("settings").open) return;
-    if (document.body.classList.contains("sidebar-open")) closeSidebar();
-    else writing.get(chat)?.controller.abort();
-  });
+  document.addEventListener("keydown", hearKey);
   document.addEventListener("click", (event) => {
     const button = event.target.closest("[data-copy]");
     if (button) copyFrom(button);
   });
   $("scroll").addEventListener("scroll", () => ($("jump").hidden = nearEnd()), { passive: true });
   $("jump").addEventListener("click", toEnd);
-  $("new-chat").addEventListener("click", () => openChat(store.newChat()));
-  $("search").addEventListener("input", drawList);
-  $("export").addEventListener("click", exportAll);
-  $("import").addEventListener("click", () => $("import-file").click());
-  $("import-file").addEventListener("change", () => $("import-file").files[0] && importFile($("import-file").files[0]).then(() => ($("import-file").value = "")));
-  $("open-sidebar").addEventListener("click", openSidebar);
-  $("close-sidebar").addEventListener("click", closeSidebar);
-  $("scrim").addEventListener("click", closeSidebar);
+  listenToSidebar({ current: () => chat, open, draw, isWriting, stop });
   listenToSettings(greet);
-  addEventListener("storage", () => isWriting() || reload());
+  addEventListener("storage", hearOtherTab);
+  addEventListener("hashchange", hearAddress);
+  addEventListener("pagehide", () => [...writing.keys()].forEach((one) => keep(one))); // what was said so far is not lost
 }
 
 $("examples").append(...EXAMPLES.map((text) => view.element("li", {}, view.element("button", { type: "button", class: "example", onclick: () => send(text) }, text))));
 listen();
 draw();
+$("prompt").value = sessionStorage.getItem(DRAFT);
+growPrompt();
 greet();
 $("prompt").focus();

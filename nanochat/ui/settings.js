@@ -1,10 +1,10 @@
 // The settings of this browser, and the dialog that changes them. What is not set here is the server's choice.
 
 import * as store from "./store.js";
+import { $ } from "./view.js";
 
 const NUMBERS = ["temperature", "top_p", "top_k", "max_tokens", "seed"];
 const TEXTS = ["system", "api_key", "theme"];
-const $ = (id) => document.getElementById(id);
 
 export const settings = store.loadSettings();
 export const defaults = { temperature: 0.8, top_p: 1, top_k: 50, max_tokens: 512 };

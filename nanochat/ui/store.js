@@ -46,24 +46,39 @@ export function titleOf(chat) {
   return text.length > 60 ? text.slice(0, 58).trimEnd() + "…" : text || "New chat";
 }
 
+export const keyOf = (chat) => PREFIX + chat.id;
+export const isChatKey = (key) => Boolean(key?.startsWith(PREFIX));
+
+// `mine` with all that `other`, the same chat in another tab, has and it lacks: nodes are only added, and only grow.
+export function merge(mine, other) {
+  const theirs = new Map(other.nodes.map((node) => [node.id, node]));
+  for (const node of mine.nodes) {
+    const their = theirs.get(node.id);
+    if (their && JSON.stringify(their.parts).length > JSON.stringify(node.parts).length) Object.assign(node, their);
+    theirs.delete(node.id);
+  }
+  mine.nodes.push(...theirs.values());
+  return mine;
+}
+
 // Throws if the browser's storage is full; the caller says so.
 export function saveChat(chat) {
-  localStorage.setItem(PREFIX + chat.id, JSON.stringify(chat));
+  const stored = loadChat(keyOf(chat));
+  localStorage.setItem(keyOf(chat), JSON.stringify(stored ? merge(chat, stored) : chat));
 }
 
-export const removeChat = (id) => localStorage.removeItem(PREFIX + id);
+export const removeChat = (chat) => localStorage.removeItem(keyOf(chat));
 
-export function loadChats() {
-  const chats = [];
-  for (const key of Object.keys(localStorage).filter((key) => key.startsWith(PREFIX))) {
-    try {
-      chats.push(checkChat(JSON.parse(localStorage.getItem(key))));
-    } catch {
-      // A damaged entry is left where it is: not shown, not lost.
-    }
+// A damaged entry is left where it is: not shown, not lost.
+function loadChat(key) {
+  try {
+    return checkChat(JSON.parse(localStorage.getItem(key)));
+  } catch {
+    return null;
   }
-  return chats.sort((a, b) => b.updated - a.updated);
 }
+
+export const loadChats = () => Object.keys(localStorage).filter(isChatKey).map(loadChat).filter(Boolean).sort((a, b) => b.updated - a.updated);
 
 // What comes from a file or from storage is not trusted: only known fields of the right type are kept.
 export function checkChat(value) {
@@ -79,6 +94,8 @@ export function checkChat(value) {
     const kept = { id: node.id, parent: node.parent, role: node.role, parts, created: Number(node.created) || 0 };
     if (node.stats) kept.stats = { tokens: Number(node.stats.tokens) || 0, rate: Number(node.stats.rate) || 0 };
     if (["stop", "length", "stopped"].includes(node.finish)) kept.finish = node.finish;
+    if (typeof node.error === "string") kept.error = node.error.slice(0, 1000);
+    if (node.tooLong === true) kept.tooLong = true;
     if (Array.isArray(node.ids) && node.ids.every(Number.isInteger)) kept.ids = node.ids;
     if (Number.isInteger(node.left_out) && node.left_out > 0) kept.left_out = node.left_out;
     if (typeof node.model === "string") kept.model = node.model.slice(0, 200);

@@ -3,14 +3,13 @@
 import { ApiError, fetchHealth, fetchRun, fetchRuns } from "./api.js";
 import { Chart, short, smooth } from "./chart.js";
 import { loadSettings } from "./store.js";
-import { element } from "./view.js";
+import { $, element } from "./view.js";
 
 const STAGES = { base: "Pretraining", mid: "Midtraining", sft: "Finetuning", rl: "Reinforcement learning" };
 const NOT_CURVES = ["step", "loss", "multiplier", "seconds", "tokens", "progress", "epoch", "samples"];
 const LIVE_EVERY = 2000; // ms between two looks at a run that is going on
 const IDLE_EVERY = 6000;
 const QUIET = 60; // s without a new line, after which a run is not called live
-const $ = (id) => document.getElementById(id);
 const key = loadSettings().api_key;
 
 let run = null; // {name, rows, after, file, quiet_for}

@@ -3,6 +3,8 @@
 
 import { siblingsOf, textOf } from "./store.js";
 
+export const $ = (id) => document.getElementById(id);
+
 export function element(tag, attributes = {}, ...children) {
   const node = document.createElement(tag);
   for (const [name, value] of Object.entries(attributes)) {
@@ -50,6 +52,22 @@ export function showMarkdown(target, html) {
   patch(target, template.content);
 }
 
+// For a screen reader.
+export const announce = (text) => ($("status").textContent = text);
+
+let toastTimer = 0;
+
+// Say something for a while, above everything else, with a button that does something about it.
+export function toast(text, label, action) {
+  const box = $("toast");
+  clearTimeout(toastTimer);
+  box.replaceChildren(element("span", {}, text));
+  if (label) box.append(element("button", { type: "button", class: "text", onclick: () => (box.hidePopover(), action()) }, label));
+  box.hidePopover();
+  box.showPopover();
+  toastTimer = setTimeout(() => box.hidePopover(), 7000);
+}
+
 export const copyButton = (label) => element("button", { type: "button", class: "icon small", "data-copy": true, "aria-label": label, title: label }, icon("copy"));
 
 // [{type, text}] -> [{kind: "text", text} | {kind: "tool", code, output}]
@@ -91,7 +109,7 @@ export function showBlocks(body, blocks, htmlOf) {
       return;
     }
     if (!child || !child.classList.contains("markdown")) {
-      const fresh = element("div", { class: "markdown plain" });
+      const fresh = element("div", { class: "markdown plain", dir: "auto" });
       if (child) child.replaceWith(fresh);
       else body.append(fresh);
       child = fresh;
@@ -116,7 +134,7 @@ function pager(chat, node, actions) {
 export function userMessage(chat, node, actions) {
   return element("li", { class: "message user", "data-id": node.id },
     element("h3", { class: "visually-hidden" }, "You"),
-    element("div", { class: "bubble" }, textOf(node)),
+    element("div", { class: "bubble", dir: "auto" }, textOf(node)),
     element("div", { class: "tools" }, pager(chat, node, actions), iconButton("edit", "Edit this message", () => actions.edit(node)),
       copyButton("Copy this message")));
 }
@@ -134,16 +152,14 @@ export function answerFoot(chat, node, actions) {
     else foot.append(element("span", { class: "rate", "aria-hidden": "true" }));
     return foot;
   }
+  const button = (label, act) => element("button", { type: "button", class: "text", onclick: () => act(node) }, label);
+  const goOn = node.parts.length ? button("Go on", actions.goOn) : null;
   if (node.error) {
-    const [label, act] = node.tooLong ? ["Edit the message", actions.shorten] : ["Try again", actions.retry];
-    foot.append(element("div", { class: "problem", role: "alert" }, element("p", {}, node.error),
-      element("button", { type: "button", class: "text", onclick: () => act(node) }, label)));
+    const again = node.tooLong ? button("Edit the message", actions.shorten) : button("Try again", actions.retry);
+    foot.append(element("div", { class: "problem", role: "alert" }, element("p", {}, node.error), element("span", {}, goOn ?? "", " ", again)));
   }
-  const unfinished = { length: "The answer was cut off at its limit of tokens. ", stopped: "You stopped this answer. " }[node.finish];
-  if (unfinished) {
-    foot.append(element("p", { class: "note" }, unfinished,
-      node.parts.length ? element("button", { type: "button", class: "text", onclick: () => actions.goOn(node) }, "Go on") : null));
-  }
+  const unfinished = { length: "The answer was cut off at its limit of tokens. ", stopped: "This answer was stopped. " }[node.finish];
+  if (unfinished) foot.append(element("p", { class: "note" }, unfinished, goOn));
   const tools = element("div", { class: "tools" }, pager(chat, node, actions));
   if (node.parts.length) tools.append(copyButton("Copy this answer"));
   if (!node.error) tools.append(iconButton("again", "Answer again", () => actions.regenerate(node)));
@@ -159,7 +175,7 @@ export function rateText({ tokens, rate }) {
 }
 
 export function editor(text, onsave, oncancel) {
-  const area = element("textarea", { "aria-label": "Edit your message", rows: Math.min(10, text.split("\n").length + 1) });
+  const area = element("textarea", { "aria-label": "Edit your message", dir: "auto", rows: Math.min(10, text.split("\n").length + 1) });
   area.value = text;
   const save = () => area.value.trim() && onsave(area.value.trim());
   area.addEventListener("keydown", (event) => {
@@ -173,7 +189,7 @@ export function editor(text, onsave, oncancel) {
 
 export function chatItem(chat, title, current, actions) {
   return element("li", { class: current ? "chat current" : "chat", "data-id": chat.id },
-    element("button", { type: "button", class: "chat-open", "aria-current": current ? "page" : null, title, onclick: () => actions.open(chat) }, title),
+    element("a", { class: "chat-open", href: `#${chat.id}`, dir: "auto", "aria-current": current ? "page" : null, title }, title),
     iconButton("edit", `Rename ${title}`, () => actions.rename(chat)),
     iconButton("trash", `Delete ${title}`, () => actions.remove(chat)));
 }
