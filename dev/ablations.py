@@ -195,8 +195,10 @@ def results(record: dict) -> list[tuple[Variant, list[float], float]]:
 
 
 def noise(record: dict) -> float:
-    """How far two runs of the baseline are apart that differ in nothing but their seed."""
+    """How far two runs of the baseline are apart that differ in nothing but their seed. SystemExit if there is none."""
     values = [r["bpb"] for r in record["runs"] if r["variant"] == "baseline"]
+    if not values:
+        raise SystemExit("There is no run of the baseline to compare with: add it to --only.")
     return max(values) - min(values)
 
 

@@ -21,9 +21,11 @@ make_venv() {
     stamp=$({ "$python" --version && cat pyproject.toml constraints.txt && echo "$venv"; } | cksum)
     if [ "$(cat "$venv/stamp" 2>/dev/null)" != "$stamp" ]; then
         echo "Installing into $1 (some minutes and up to some GB the first time, mostly torch)"
-        # Not cleared: a torch that the user has put there is kept.
+        # Not cleared: a torch that the user has put there is kept. But venv leaves links to another Python as they are.
+        rm -f "$venv"/bin/python*
         "$python" -m venv "$venv"
-        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$extras]"
+        "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[$extras]" ||
+            fail "pip could not install what nanochat needs; its reason is above. Is there a network? The same command tries again."
         echo "$stamp" >"$venv/stamp"
     fi
     exec 9>&-

@@ -10,10 +10,12 @@ import ast
 import dataclasses
 import importlib
 import io
+import os
 import re
 import shlex
 import shutil
 import subprocess
+import sys
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
@@ -195,6 +197,20 @@ def test_the_quickstart_says_what_it_can_before_it_installs_anything(tmp_path):
     told = subprocess.run(["bash", script, "--help"], capture_output=True, text=True)
     assert told.returncode == 0 and "bash quickstart.sh --minutes N" in told.stdout and not told.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["quickstart.sh"]
+
+
+def test_an_environment_follows_its_python_and_says_what_it_lacks(tmp_path):
+    """Here it lacks all: there is no pyproject.toml. What another Python had left would mix two of them."""
+    (tmp_path / ".venv" / "bin").mkdir(parents=True)
+    (tmp_path / ".venv" / "bin" / "python3").symlink_to("/bin/true")
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).touch()
+    command = ["bash", "-c", f"source {shlex.quote(str(ROOT / 'dev' / 'venv.sh'))} && make_venv .venv wiki"]
+    environment = {**os.environ, "PYTHON": sys.executable, "PIP_NO_INDEX": "1"}
+    made = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert made.returncode == 1 and "pip could not install" in made.stderr.splitlines()[-1]
+    assert (tmp_path / ".venv" / "bin" / "python3").resolve() == Path(sys.executable).resolve()
+    assert not (tmp_path / ".venv" / "stamp").exists()
 
 
 # ---------------------------------------------------------------------------------------------------------------------
