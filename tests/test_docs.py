@@ -251,6 +251,16 @@ def test_files_and_names_exist(page):
             assert match[2] in definitions(ROOT / here[0]), f"{page.name}: {match[1]} does not define {match[2]}"
 
 
+def test_identifiers_stand_in_the_code():
+    """Whatever looks like a name of the code: snake_case, or CAPITALS."""
+    code = [path for path in FILES if path.suffix in (".py", ".sh", ".js", ".css", ".toml")]
+    known = {path.stem for path in FILES}.union(*(re.findall(r"\w+", path.read_text("utf-8")) for path in code))
+    for page in [*PAGES, ROOT / "dev" / "ARCHITECTURE.md"]:
+        for text in in_backticks(page):
+            unknown = set(re.findall(r"\b(?:[a-z]\w*_\w+|[A-Z][A-Z_]{3,})\b", text)) - known
+            assert not unknown, f"{page.name}: {text!r} names what is not in the code: {unknown}"
+
+
 def definitions(path: Path) -> set[str]:
     """Functions, classes, methods as Class.method, and names that are assigned at the top of a file."""
     names = set()
