@@ -33,11 +33,12 @@ def base(tmp_path, monkeypatch):
 
 
 class Server:
-    """Serves `files`; `moods[path]` is a list of how to misbehave, one for each request."""
+    """Serves `files`; `moods[path]` is a list of how to misbehave, one for each request; `gates[path]` is an event that
+    the second half of the file waits for."""
 
     def __init__(self):
         self.files, self.moods, self.log, self.etag, self.headers = {}, {}, [], True, {}
-        self.retry_after, self.pace = "0", 0.0
+        self.retry_after, self.gates = "0", {}
         outer = self
 
         class Handler(BaseHTTPRequestHandler):
@@ -97,9 +98,10 @@ class Server:
         request.close_connection = mood.startswith("promises")
         request.end_headers()
         body = body[: len(body) // 2] if mood == "drop" else bytes(len(body)) if mood == "wrong" else body
-        for start in range(0, len(body), 1 << 16):
-            time.sleep(self.pace)
-            request.wfile.write(body[start : start + (1 << 16)])
+        request.wfile.write(body[: len(body) // 2])
+        if request.path in self.gates:
+            self.gates[request.path].wait(60)
+        request.wfile.write(body[len(body) // 2 :])
         if mood == "drop":
             request.close_connection = True
 
@@ -305,10 +307,14 @@ def test_download_gives_up(server, tmp_path):
 FOLDER = "/datasets/karpathy/climbmix-400b-shuffle/resolve/main"
 
 
+def path_of(number):
+    return f"{FOLDER}/shard_{number:05d}.parquet"
+
+
 def add_shard(server, number, size=20):
     buffer = io.BytesIO()
     pq.write_table(pa.table({"text": [f"shard {number} document {j}" for j in range(size)]}), buffer, row_group_size=8)
-    server.files[f"{FOLDER}/shard_{number:05d}.parquet"] = buffer.getvalue()
+    server.files[path_of(number)] = buffer.getvalue()
 
 
 @pytest.fixture
@@ -322,10 +328,7 @@ def published(server, monkeypatch):
 
 
 def test_published_shards(published, base, capsys):
-    published.moods |= {
-        f"{FOLDER}/shard_00000.parquet": ["drop", 429],
-        f"{FOLDER}/shard_00005.parquet": [500, "short", "drop"],
-    }
+    published.moods |= {path_of(0): ["drop", 429], path_of(5): [500, "short", "drop"]}
     published.etag = False
     dataset.fetch_published("climbmix", 3, mirror=published.url, workers=2, delay=0.01)
     assert [p.name for p in dataset.shards("climbmix", "train")] == [f"shard_0000{i}.parquet" for i in range(3)]
@@ -341,8 +344,8 @@ def test_published_shards(published, base, capsys):
 
 
 def test_a_missing_shard_fails_the_command(published, base):
-    published.moods[f"{FOLDER}/shard_00001.parquet"] = [404]
-    published.files[f"{FOLDER}/shard_00002.parquet"] = b"PAR1 and then nothing that is parquet"
+    published.moods[path_of(1)] = [404]
+    published.files[path_of(2)] = b"PAR1 and then nothing that is parquet"
     with pytest.raises(SystemExit) as error:
         dataset.fetch_published("climbmix", 4, mirror=published.url, delay=0.001)
     said = str(error.value)
@@ -351,8 +354,7 @@ def test_a_missing_shard_fails_the_command(published, base):
     assert "train/shard_00002.parquet: " in said and "no parquet file" in said
     with pytest.raises(SystemExit, match=r"(?s)train/shard_00001.parquet is missing and nobody.* -n 4 .* -n 2\."):
         list(dataset.documents("climbmix", "train"))  # they were asked for: silence would be another epoch of the rest
-    del published.files[f"{FOLDER}/shard_00002.parquet"]
-    published.moods[f"{FOLDER}/shard_00002.parquet"] = []
+    del published.files[path_of(2)]
     with pytest.raises(SystemExit, match="1 of 5 shards"):
         dataset.fetch_published("climbmix", 4, mirror=published.url, delay=0.001)
 
@@ -364,16 +366,9 @@ def test_no_room_on_the_disk(published, monkeypatch):
     assert not published.log
 
 
-def test_training_can_read_while_shards_arrive(published, capsys):
+def test_training_can_read_while_shards_arrive(published, capsys, monkeypatch):
     dataset.fetch_published("climbmix", 1, mirror=published.url)
-    gate, slow = threading.Event(), published.answer
-
-    def answer(request):
-        if "00003" in request.path:
-            gate.wait(10)
-        slow(request)
-
-    published.answer = answer
+    published.gates[path_of(3)] = gate = threading.Event()
     thread = threading.Thread(target=dataset.fetch_published, args=("climbmix", 4, 8, published.url))
     thread.start()
     while not (dataset.data_dir("climbmix") / "train" / "shard_00002.parquet").exists():
@@ -383,8 +378,9 @@ def test_training_can_read_while_shards_arrive(published, capsys):
         first = [next(reader) for _ in range(60)]
         with pytest.raises(SystemExit, match="right now"), datafolder.exclusive("climbmix"):
             pass
-        threading.Timer(0.3, gate.set).start()
-        assert first + list(reader) == [f"shard {i} document {j}" for i in range(4) for j in range(20)]
+        with monkeypatch.context() as patch:
+            patch.setattr(datafolder.time, "sleep", lambda _: gate.set())  # it comes when somebody waits for it
+            assert first + list(reader) == [f"shard {i} document {j}" for i in range(4) for j in range(20)]
         assert "waiting for shard_00003.parquet" in capsys.readouterr().out
     finally:
         gate.set()
@@ -456,24 +452,28 @@ def shard_file(split, number):
 def test_a_download_that_is_killed_goes_on_where_it_was(server, parent, start, monkeypatch, tmp_path):
     for number in (0, 1, 2, 6542):  # the real table: its last shard is validation
         add_shard(server, number, size=20_000)
-    server.pace = 0.1
+    server.gates[path_of(0)] = threading.Event()
     pid = start("-n=3", "-w=1")
     part = shard_file("train", 0).with_name("shard_00000.parquet.part")
     while not (part.exists() and part.stat().st_size > 1 << 14):
         time.sleep(0.01)
     os.kill(pid, signal.SIGKILL)
     assert parent(pid) == -signal.SIGKILL
+    server.gates.pop(path_of(0)).set()
     assert shard_file("val", 6542).exists() and not shard_file("train", 0).exists()
     monkeypatch.setattr(datafolder, "GRACE", 0.2)
     with pytest.raises(SystemExit, match="is missing and nobody is fetching it"):
         dataset.wait_for(shard_file("train", 0))
-    had, asked, server.pace = part.stat().st_size, len(server.log), 0.3
+    had, asked = part.stat().st_size, len(server.log)
     # Two at once: one fetches, the other waits for it and finds everything there.
+    server.gates[path_of(0)] = threading.Event()
     both = [start("-n=3"), start("-n=3")]
+    while "Waiting for it" not in (tmp_path / "said").read_text():
+        time.sleep(0.01)
+    server.gates[path_of(0)].set()
     assert [parent(pid) for pid in both] == [0, 0], (tmp_path / "said").read_text()
     again = [(path[-13:-8], asked) for path, asked, _ in server.log[asked:]]
     assert sorted(again) == [("00000", f"bytes={had}-"), ("00001", ""), ("00002", "")]
-    assert "Waiting for it" in (tmp_path / "said").read_text()
     assert len(list(dataset.documents("climbmix", "train"))) == 60_000
 
 
@@ -492,10 +492,10 @@ def test_a_full_disk_stops_the_download_and_loses_nothing(server, parent, start,
 def test_training_can_begin_when_the_first_shards_are_here(server):
     for number in (*range(9), 6542):
         add_shard(server, number)
-    server.moods[f"{FOLDER}/shard_00008.parquet"] = [429]
-    server.retry_after = "2"
+    server.gates[path_of(8)] = threading.Event()
     process = fetch.fetch_in_background("climbmix", 9, 8, server.url, first=8)
     assert not shard_file("train", 8).exists() and len(dataset.shards("climbmix", "train")) == 9
+    server.gates[path_of(8)].set()
     assert len(list(dataset.documents("climbmix", "train"))) == 180
     assert process.wait() == 0
 
