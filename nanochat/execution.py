@@ -215,7 +215,7 @@ class Sandbox:
             host = self.host
             try:
                 return attempt(host)
-            except (SandboxError, BrokenPipeError, ConnectionResetError):
+            except (SandboxError, OSError):  # it died, or another thread has replaced it and closed this line to it
                 with self.lock:
                     if self.closed:
                         raise

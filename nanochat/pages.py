@@ -18,12 +18,20 @@ from nanochat.wall import Wall, add_error_handlers
 from nanochat.watch import list_runs, read_run
 
 UI = Path(__file__).resolve().parent / "ui"
+FRESH = {"Cache-Control": "no-cache"}  # ask each time, so that no page meets the scripts of an older one
+
+
+class Files(StaticFiles):
+    def file_response(self, *args, **kwargs):
+        response = super().file_response(*args, **kwargs)
+        response.headers.update(FRESH)
+        return response
 
 
 def page(name: str) -> HTMLResponse:
     """A page of ui/, with the head that all of them share."""
     text, head = ((UI / file).read_text(encoding="utf-8") for file in (name, "head.html"))
-    return HTMLResponse(text.replace("  <!-- head.html -->\n", head), headers={"Cache-Control": "no-cache"})
+    return HTMLResponse(text.replace("  <!-- head.html -->\n", head), headers=FRESH)
 
 
 def add_pages(app: FastAPI) -> None:
@@ -59,7 +67,7 @@ def add_training(app: FastAPI) -> None:
             raise Refusal("There is no log of a run with that name.", status=404)
         return found
 
-    app.mount("/ui", StaticFiles(directory=UI))
+    app.mount("/ui", Files(directory=UI))
 
 
 def create_waiting_app(message: str, host: str = "127.0.0.1", api_key: str = "") -> FastAPI:

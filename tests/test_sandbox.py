@@ -21,10 +21,12 @@ from nanochat import confinement as walls
 from nanochat import execution, judge
 from nanochat import sandbox as inside
 from nanochat.execution import (
+    Run,
     Sandbox,
     SandboxError,
     accept_level,
     check_program,
+    gather,
     python_tool,
     run_python,
     sandbox_level,
@@ -333,6 +335,21 @@ def test_a_warm_parent_that_died_is_replaced(sandbox):
         assert own.process.pid != old
         while is_alive(children[0]):
             time.sleep(0.01)
+
+
+def test_who_holds_a_line_that_was_replaced_takes_the_new_one(sandbox):
+    with Sandbox() as own:
+        old = own.host
+
+        def attempt(host):
+            if host is old:  # another thread sees first that the warm parent died
+                own._stop()
+                own._start()
+            with Run(host, {"part": "program", "code": "print(1)", "echo": False, "memory": 1 << 28}, 5.0) as run:
+                gather(run)
+            return run.text(run.output)
+
+        assert own._try(attempt) == "1\n"
 
 
 WITHOUT_LANDLOCK = """

@@ -569,6 +569,15 @@ def test_only_local_names_are_answered(server):
         assert server.get("/health", headers={"Host": host}).status_code == status, host
 
 
+def test_an_update_is_seen_at_once(server):
+    """A browser that is told nothing keeps scripts for days, and then an old one meets a new page."""
+    for path in ("/", "/training", "/ui/chat.js", "/ui/theme.css"):
+        first = server.get(path)
+        assert first.headers["cache-control"] == "no-cache"
+    again = server.get(path, headers={"If-None-Match": first.headers["etag"]})
+    assert again.status_code == 304 and again.headers["cache-control"] == "no-cache"
+
+
 def test_security_headers(server):
     for path in ("/", "/ui/chat.js", "/v1/models", "/nothing"):
         headers = server.get(path).headers
