@@ -38,7 +38,7 @@ stage() { # stage TITLE COMMAND...: run it unless it was done before; mark it as
 
 data=(--source wiki)
 [ -z "$SOURCE" ] || data=(--from "$SOURCE" --name "$DATA")
-run=(--model_tag=quickstart --resume --device_batch_size="$DEVICE_ROWS" --keep_last=1)
+run=(--model_tag=quickstart --resume --keep_last=1)
 
 [ -e "$DONE/1.done" ] || python -m nanochat.report reset
 stage "Text" python -m nanochat.dataset "${data[@]}"

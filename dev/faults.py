@@ -1,7 +1,7 @@
 """Whatever can befall a training run befalls base_train: kill -9, lost ranks, damaged data, a disk that is full.
 
 In: names of faults (all of them if there is none), how many kills. Out: a line a fault, or what went wrong.
-In the environment of test.sh: python dev/faults.py [kills saves ranks lost damage disk] [--kills=20] [--seed=0]
+In the environment of test.sh: python dev/faults.py [kills saves rot ranks lost damage disk] [--kills=20] [--seed=0]
 """
 
 import os
@@ -153,7 +153,7 @@ def check_close(a: str, b: str) -> float:
 
 
 def kills(count: int) -> str:
-    """kill -9 at random moments, resumed each time, then SIGTERM: the same bytes as the run that was left alone."""
+    """kill -9 at random moments, resumed each time, then SIGTERM and Ctrl-C: the same bytes as the run left alone."""
     settings = {"num_iterations": 20 + 20 * count, "save_every": 3}
     begin("whole"), begin("killed")
     before = time.monotonic()
@@ -169,13 +169,15 @@ def kills(count: int) -> str:
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         reached.append(checkpoint_manager.steps(folder_of("base", "killed"))[0].name)
-    (child,) = start("killed", **settings)
-    (base_dir() / "killed.txt").write_text("")
-    while "step" not in said("killed"):
-        time.sleep(0.001)
-    os.kill(child, signal.SIGTERM)
-    stopped = wait([child])[0]
-    assert stopped in (128 + signal.SIGTERM, -signal.SIGTERM, 0), stopped
+    for number in (signal.SIGTERM, signal.SIGINT):
+        (base_dir() / "killed.txt").write_text("")
+        (child,) = start("killed", **settings)
+        while "loss" not in said("killed"):  # the line of progress: it trains
+            assert os.waitpid(child, os.WNOHANG) == (0, 0), said("killed")[-2000:]
+            time.sleep(0.001)
+        os.kill(child, number)
+        code, text = wait([child])[0], said("killed")
+        assert code == 128 + number and "--resume goes on from there" in text, text[-2000:]
     finish("killed", **settings)
     check_same("whole", "killed")
     return f"{count} kills, left behind at {len(set(reached))} different steps; the same bytes"
@@ -192,6 +194,21 @@ def saves(count: int) -> str:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return f"{count} kills, {done.stdout.split()[1]} of them while a folder was half written; all loaded"
+
+
+def rot() -> str:
+    """A bit of the newest checkpoint is lost: --resume says so, goes on from the one before, and ends as it should."""
+    settings = {"num_iterations": 20, "save_every": 6, "eval_every": 0}
+    begin("sane"), begin("rotten")
+    finish("sane", **settings), finish("rotten", **settings)
+    weights = checkpoint_manager.steps(folder_of("base", "rotten"))[0] / MODEL
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    finish("rotten", **settings)
+    text = said("rotten")
+    assert f"{weights} is damaged" in text and "going on from step_000018" in text, text[-2000:]
+    check_same("sane", "rotten")
+    return "the newest checkpoint was damaged, the one before it was taken; the same bytes"
 
 
 def ranks() -> str:
@@ -287,7 +304,7 @@ def main(arguments: list[str]) -> None:
     random.seed(int(flags["--seed"]))
     count = int(flags["--kills"])
     faults = {"kills": lambda: kills(count), "saves": lambda: saves(10 * count)}
-    faults |= {"ranks": ranks, "lost": lost, "damage": damage, "disk": disk}
+    faults |= {"rot": rot, "ranks": ranks, "lost": lost, "damage": damage, "disk": disk}
     names = [a for a in arguments if not a.startswith("-")] or list(faults)
     if unknown := set(names) - set(faults):
         raise SystemExit(f"No fault is called {', '.join(unknown)}. There are: {', '.join(faults)}.")

@@ -18,7 +18,7 @@ from rich.table import Table
 from nanochat import attention, checkpoint_manager
 from nanochat.common import Dist, compute_dtype, describe_machine, format_seconds, peak_memory, synchronize
 from nanochat.engine import Engine, Sampling
-from nanochat.gpt import GPT
+from nanochat.gpt import GPT, GPTConfig
 from nanochat.gpus import peak_flops, price_an_hour
 from nanochat.muon import Muon
 from nanochat.optim import families
@@ -94,6 +94,19 @@ def training_bytes(
     return 8 * weights + 4 * moments // world_size + number * kept + 4 * chunk
 
 
+def require_memory(config: GPTConfig, device: torch.device) -> None:
+    """SystemExit if weights, gradients and the smallest possible moments of such a model are more than a CPU has memory
+    for: the system would end this process without a word. (A GPU says so itself.)"""
+    with torch.device("meta"):  # shapes without memory
+        least = 12 * sum(p.numel() for p in GPT(config).parameters()) / 2**30
+    there = describe_machine(device).get("memory_gib", math.inf)
+    if device.type == "cpu" and least > there:
+        raise SystemExit(
+            f"--depth={config.n_layer} needs at least {least:,.0f} GiB for weights, gradients and moments, and this "
+            f"machine has {there:,.0f}. Choose a smaller --depth; scripts.forecast says what it takes on GPUs."
+        )
+
+
 def rates(optimizer) -> str:
     decay = f", weight decay {optimizer.weight_decay:.2g}" if optimizer.weight_decay else ""
     decay += " falling to 0" if decay and isinstance(optimizer, Muon) else ""
@@ -154,10 +167,10 @@ def rehearse(
     model: GPT, optimizers: list, batches, evaluate: Callable[[GPT, bool], dict[str, float]], tokenizer: Tokenizer,
     *, stage: str, settings, num_iterations: int | None, dist: Dist,
 ) -> None:  # fmt: skip
-    """One of everything that a run does, with its time: steps, evaluation, an answer, a checkpoint, which is deleted.
-    An error shows up now and not after hours. The weights are spoiled by it."""
+    """One of everything that a run does, with its time: steps of one micro-batch, evaluation, an answer, a checkpoint,
+    which is deleted. An error shows up now and not after hours. The weights are spoiled by it."""
     forward = model.compiled()
-    state, steps = State(), iter(batches)
+    state, micro_batches = State(), next(iter(batches))
 
     def timed(name: str, action: Callable):
         start = time.perf_counter()
@@ -168,7 +181,7 @@ def rehearse(
         return seconds
 
     def step() -> str:
-        loss = train_step(forward, optimizers, next(steps), next_token_loss, dist, 1.0, 0.0)
+        loss = train_step(forward, optimizers, micro_batches[:1], next_token_loss, dist, 1.0, 0.0)
         state.step += 1
         return f"loss {loss:.4f}"
 
@@ -197,7 +210,8 @@ def rehearse(
         timed("checkpoint", lambda: save(folder))
     dist.print(f"rehearsal: peak memory {peak_memory(dist.device) / 2**30:.1f} GiB on the first device")
     if num_iterations:
+        most = format_seconds(seconds * len(micro_batches) * num_iterations)
         dist.print(
-            f"The run takes {format_seconds(seconds * num_iterations)} for its {num_iterations:,} steps at this speed."
+            f"At this speed the run takes at most {most} for {num_iterations:,} steps of {len(micro_batches):,} such."
         )
     dist.print("Nothing was kept. Leave out --dry_run to train.")

@@ -55,7 +55,8 @@ class RunConfig:
     minutes: float | None = None
     """stop after this much time, whatever the machine's speed; the schedule follows the clock"""
     device_batch_size: int | None = None
-    """rows at once on a device; by default as many as fit on a CUDA GPU, else 16; the result is the same"""
+    """rows at once on a device; by default as many as fit on a CUDA GPU, on a CPU those of 2,048 tokens, on Apple's GPU
+    of 16,384; the result is the same"""
     lr_scale: float = 1.0
     """multiplies all learning rates"""
     eval_every: int | None = None
@@ -72,7 +73,7 @@ def device_rows(cfg: RunConfig, model: GPT, T: int, most: int, dist: Dist) -> in
     """Rows of a micro-batch: what the flag says, else found by trying on a GPU, the same on every rank. The model has
     its optimizers by now, so their memory is taken. It is tried uncompiled, which takes more than compiled."""
     if cfg.device_batch_size or dist.device.type != "cuda":
-        return cfg.device_batch_size or 16
+        return cfg.device_batch_size or max(1, {"cpu": 2048, "mps": 16384}[dist.device.type] // T)
     most = 2 ** (max(1, most).bit_length() - 1)
 
     def attempt(rows: int) -> bool:

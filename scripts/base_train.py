@@ -12,7 +12,7 @@ from nanochat import fp8
 from nanochat.common import Dist, base_dir, setup, training_dtype
 from nanochat.configurator import launch
 from nanochat.dataloader import Batches, DocumentSource
-from nanochat.dial import flops_in, rehearse, show_dial, usual_window
+from nanochat.dial import flops_in, rehearse, require_memory, show_dial, usual_window
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.loss_eval import evaluate_bpb
 from nanochat.optim import build_optimizers, decay_for, horizon, warmup_flat_warmdown
@@ -64,6 +64,7 @@ def main(cfg: Config) -> None:
             )
         window = usual_window(cfg.max_seq_len, dist.device.type) if cfg.window is None else cfg.window
         config = GPTConfig.from_depth(cfg.depth, tokenizer.vocab_size, cfg.max_seq_len, window)
+        require_memory(config, dist.device)
         model = checkpoint.model if checkpoint else GPT(config).init_weights(torch.Generator().manual_seed(cfg.seed))
         model.to(dist.device)
         model.compute_dtype = training_dtype(dist.device, cfg.dtype)
@@ -90,7 +91,7 @@ def main(cfg: Config) -> None:
         held_out = DocumentSource.open(tokenizer, cfg.data, "val", cfg.max_seq_len, None)
 
         def evaluate(model: GPT, last: bool) -> dict[str, float]:
-            limit = cfg.eval_tokens * (10 if last else 1)
+            limit = 1 if cfg.dry_run else cfg.eval_tokens * (10 if last else 1)
             val = Batches(held_out, cfg.device_batch_size * dist.world_size, cfg.device_batch_size, dist, epochs=1)
             return {"val_bpb": evaluate_bpb(model, val, token_bytes, dist, limit)}
 

@@ -68,7 +68,6 @@ def plan(cfg: Config, device: str) -> dict[str, str]:
         "VOCABULARY": str(VOCABULARY),
         "CONTEXT": str(CONTEXT),
         "BATCH": str(batch),
-        "DEVICE_ROWS": "8" if device == "cpu" else "64",
         "BASE_MINUTES": f"{training * BASE:.2f}",
         "MID_MINUTES": f"{training * MID:.2f}",
         "SFT_MINUTES": f"{training * SFT:.2f}",

@@ -8,6 +8,7 @@ import random
 import resource
 import subprocess
 import sys
+import threading
 import time
 import tracemalloc
 from dataclasses import dataclass, replace
@@ -155,6 +156,16 @@ def test_saver_keeps_what_was_there_when_save_was_called(model, tiny_tokenizer, 
     assert same(first.model.state_dict(), before) and first.state.data == {"row": 1}
     assert same(second.model.state_dict(), {name: tensor + 1 for name, tensor in before.items()})
     assert second.state == State(6, data={"row": 2})
+
+
+def test_training_waits_only_for_the_copy(model, tiny_tokenizer, folder, monkeypatch):
+    write, written = cm._write, threading.Event()
+    monkeypatch.setattr(cm, "_write", lambda *what: written.wait() and write(*what))
+    with cm.Saver(folder, tiny_tokenizer, stage="base", settings={}) as saver:
+        path = saver.save(model, State(1))  # comes back although nothing is written
+        assert not path.exists()
+        written.set()
+    assert cm.latest_valid(folder) == path
 
 
 def test_saver_raises_at_the_next_call_and_can_go_on(model, tiny_tokenizer, folder):

@@ -8,12 +8,15 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from nanochat import dataset
 from nanochat.common import Dist
-from nanochat.dial import flops_in, matmul_flops, rehearse, show_dial, training_bytes
+from nanochat.dial import flops_in, matmul_flops, rehearse, require_memory, show_dial, training_bytes
+from nanochat.gpt import GPTConfig
 from nanochat.optim import build_optimizers, decay_for, families, horizon
 from nanochat.runlog import open_log
 from nanochat.stage import device_rows, largest_that_fits
 from nanochat.trainer import Batch
+from scripts import base_train
 from scripts.base_train import Config, horizon_rule
 from scripts.plan import DEEPEST, plan, sizes_for
 from scripts.plan import Config as PlanConfig
@@ -25,6 +28,33 @@ def test_the_horizon_follows_the_flag_that_is_given(tiny_model):
     tokens, batch = horizon(tiny_model, flops=1e12)
     assert tokens * tiny_model.flops_per_token() == pytest.approx(1e12, rel=1e-4)
     assert math.log2(batch).is_integer() and horizon(tiny_model, flops=1.0)[0] == 1
+
+
+WAYS = [
+    ({}, lambda model: horizon(model)[0] / 12800),
+    ({"target_param_data_ratio": 3.0}, lambda model: horizon(model)[0] / 4 / 12800),
+    ({"target_flops": 1e11}, lambda model: 1e11 / model.flops_per_token() / 12800),
+    ({"num_iterations": 7}, lambda model: 7),
+    ({"minutes": 1.0}, None),
+]
+
+
+@pytest.mark.parametrize(("flags", "steps"), WAYS, ids=[str(list(flags)) for flags, _ in WAYS])
+def test_every_way_to_say_how_long_reaches_the_run(flags, steps, base_dir, tiny_tokenizer, monkeypatch, capsys):
+    tiny_tokenizer.save(base_dir / "tokenizer" / "tokenizer.json")
+    dataset.prepare("mine", [(f"key {n}", f"The grass of meadow {n} is green.") for n in range(200)], "a test", "1")
+    runs: list = []
+    monkeypatch.setattr(base_train, "train", lambda cfg, **run: runs.append((cfg, run)))
+    base_train.main(Config(device="cpu", data="mine", depth=1, max_seq_len=64, total_batch_size=12800, **flags))
+    ((cfg, run),) = runs
+    assert run["num_iterations"] == (steps and max(1, round(steps(run["model"]))))
+    assert cfg.minutes == flags.get("minutes") and "--depth=1" in capsys.readouterr().err
+
+
+def test_a_model_that_the_machine_has_no_memory_for_is_refused(monkeypatch):
+    require_memory(GPTConfig.from_depth(4, 4096, 256), torch.device("cpu"))
+    with pytest.raises(SystemExit, match=r"--depth=200 needs at least [\d,]+ GiB .* has \d+\. Choose a smaller"):
+        require_memory(GPTConfig.from_depth(200, 4096, 256), torch.device("cpu"))
 
 
 def test_two_ways_to_say_how_long_contradict_each_other():
@@ -39,7 +69,7 @@ def test_the_table_names_every_family_and_every_figure(tiny_model, capsys):
     options = {"batch_tokens": 2048, "device_rows": 8, "dist": Dist(), "horizon_rule": "a rule"}
     show_dial(tiny_model, optimizers, num_iterations=7, minutes=None, **options)
     text = " ".join(capsys.readouterr().err.split())
-    for word in (*families(tiny_model), "14,336", "a rule", "GFLOP/s", "GiB", "Muon, rate 0.03", "about 0:00"):
+    for word in (*families(tiny_model), "14,336", "a rule", "GFLOP/s", "GiB", "Muon, rate 0.03", "about 0:"):
         assert word in text
     show_dial(tiny_model, optimizers, num_iterations=None, minutes=2.0, **options)
     assert "about 2:00" in capsys.readouterr().err
@@ -70,7 +100,7 @@ def test_a_rehearsal_does_everything_and_keeps_nothing(tiny_model, tiny_tokenize
     rehearse(
         model,
         build_optimizers(model),
-        [[Batch(idx[:, :-1], idx[:, 1:])]] * 3,
+        [[Batch(idx[:, :-1], idx[:, 1:])] * 2],
         lambda model, last: seen.append(model.training) or {"val_bpb": 1.5},
         tiny_tokenizer,
         stage="base",
@@ -79,7 +109,7 @@ def test_a_rehearsal_does_everything_and_keeps_nothing(tiny_model, tiny_tokenize
         dist=Dist(),
     )
     text = capsys.readouterr().out
-    for word in ("first step", "val_bpb 1.5000", "an answer", "checkpoint", "MB", "100 steps", "--dry_run"):
+    for word in ("first step", "val_bpb 1.5000", "an answer", "checkpoint", "MB", "100 steps of 2 such", "--dry_run"):
         assert word in text
     assert seen == [False] and not list(base_dir.rglob("*"))
 
@@ -123,7 +153,7 @@ def test_the_most_rows_that_fit_are_found():
     assert tried == [64, 32, 16, 8] and len(cleared) == 4
     with pytest.raises(SystemExit, match="Not even one row"):
         largest_that_fits(4, lambda rows: False, lambda: None)
-    assert device_rows(Config(), None, 128, 64, Dist()) == 16
+    assert [device_rows(Config(), None, T, 64, Dist()) for T in (128, 256, 2048, 4096)] == [16, 8, 1, 1]
     assert device_rows(Config(device_batch_size=3), None, 128, 64, Dist()) == 3
 
 

@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from nanochat.adamw import AdamW
+from nanochat.common import Dist
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import build_optimizers, horizon, linear, warmup_flat_warmdown
 
@@ -20,8 +22,29 @@ def test_schedules():
     assert [linear(1.0, 0.5)(p) for p in (0, 0.5, 1)] == [1.0, 0.75, 0.5]
 
 
-def test_horizon_grows_with_depth():
-    sizes = [horizon(GPT(GPTConfig.from_depth(depth, 512, 16))) for depth in (1, 2, 4)]
-    assert sizes == sorted(sizes)
-    tokens, batch = sizes[-1]
-    assert batch & (batch - 1) == 0 and tokens > batch
+def test_every_depth_from_1_to_32_is_sensible():
+    """Heads fit; weights, tokens and FLOPs grow with the depth; a step is a power of two and small beside the run."""
+    with torch.device("meta"):
+        models = [GPT(GPTConfig.from_depth(depth, 32768, 2048, window=512)) for depth in range(1, 33)]
+    sizes = [(sum(p.numel() for p in m.parameters()), *horizon(m), m.flops_per_token()) for m in models]
+    assert all(all(a < b for a, b in zip(before, after) if a != before[2]) for before, after in zip(sizes, sizes[1:]))
+    for model, (_, tokens, batch, _) in zip(models, sizes):
+        assert model.config.n_embd // model.config.n_head in (64, 128) and batch & (batch - 1) == 0
+        assert 100 < tokens / batch < 30_000
+    batches = [batch for _, _, batch, _ in sizes]
+    assert batches == sorted(batches)
+
+
+def test_every_rank_keeps_its_share_of_the_state():
+    """ZeRO-2: also of what does not divide among the ranks."""
+    model = GPT(GPTConfig.from_depth(3, 61, 16))
+
+    def kept(dist: Dist) -> list[int]:
+        return [
+            sum(b.numel() for b in [*o.mean.values(), *o.square.values()]) if isinstance(o, AdamW)
+            else sum(group.momentum.numel() for group in o.groups)
+            for o in build_optimizers(model, dist)
+        ]  # fmt: skip
+
+    whole, share = kept(Dist()), kept(Dist(rank=3, world_size=4))
+    assert all(a <= 4 * b for a, b in zip(whole, share)) and sum(share) < 0.35 * sum(whole)

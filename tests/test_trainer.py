@@ -175,7 +175,7 @@ def test_data_that_cannot_be_read_stops_the_run_after_a_whole_step():
     assert state.step == 1 and state.data == {"step": 1}
 
 
-@pytest.mark.parametrize("fault", ["kills", "lost", "damage", "disk"])
+@pytest.mark.parametrize("fault", ["kills", "rot", "lost", "damage", "disk"])
 def test_faults(fault):
     """A few of what `python dev/faults.py` does many times."""
     command = [sys.executable, ROOT / "dev" / "faults.py", fault, "--kills=2"]
