@@ -95,15 +95,16 @@ def training_bytes(
 
 
 def require_memory(config: GPTConfig, device: torch.device) -> None:
-    """SystemExit if weights, gradients and the smallest possible moments of such a model are more than a CPU has memory
-    for: the system would end this process without a word. (A GPU says so itself.)"""
+    """SystemExit if such a model is too large to be trained in the memory of a CPU: the system would end this process,
+    or another one, without a word. (A GPU says so itself.)"""
     with torch.device("meta"):  # shapes without memory
-        least = 12 * sum(p.numel() for p in GPT(config).parameters()) / 2**30
+        least = 20 * sum(p.numel() for p in GPT(config).parameters()) / 2**30
     there = describe_machine(device).get("memory_gib", math.inf)
     if device.type == "cpu" and least > there:
         raise SystemExit(
-            f"--depth={config.n_layer} needs at least {least:,.0f} GiB for weights, gradients and moments, and this "
-            f"machine has {there:,.0f}. Choose a smaller --depth; scripts.forecast says what it takes on GPUs."
+            f"--depth={config.n_layer} needs {least:,.0f} GiB for weights, gradients, moments and the copy that is "
+            f"saved; this machine has {there:,.0f}. Choose a smaller --depth. What it takes on GPUs: "
+            f"python -m scripts.forecast --gpus=8xH100 --depth={config.n_layer}"
         )
 
 
@@ -167,8 +168,8 @@ def rehearse(
     model: GPT, optimizers: list, batches, evaluate: Callable[[GPT, bool], dict[str, float]], tokenizer: Tokenizer,
     *, stage: str, settings, num_iterations: int | None, dist: Dist,
 ) -> None:  # fmt: skip
-    """One of everything that a run does, with its time: steps of one micro-batch, evaluation, an answer, a checkpoint,
-    which is deleted. An error shows up now and not after hours. The weights are spoiled by it."""
+    """One of everything that a run does, with its time: steps of one and of two micro-batches, evaluation, an answer, a
+    checkpoint, which is deleted. An error shows up now and not after hours. The weights are spoiled by it."""
     forward = model.compiled()
     state, micro_batches = State(), next(iter(batches))
 
@@ -177,11 +178,11 @@ def rehearse(
         result = action()
         synchronize(dist.device)
         seconds = time.perf_counter() - start
-        dist.print(f"rehearsal: {name:<12}{seconds:8.2f} s   {result if isinstance(result, str) else ''}")
+        dist.print(f"rehearsal: {name:<16}{seconds:8.2f} s   {result if isinstance(result, str) else ''}")
         return seconds
 
-    def step() -> str:
-        loss = train_step(forward, optimizers, micro_batches[:1], next_token_loss, dist, 1.0, 0.0)
+    def step(count: int) -> str:
+        loss = train_step(forward, optimizers, micro_batches[:count], next_token_loss, dist, 1.0, 0.0)
         state.step += 1
         return f"loss {loss:.4f}"
 
@@ -200,8 +201,9 @@ def rehearse(
         )
         return f"{sum(file.stat().st_size for file in path.rglob('*') if file.is_file()) / 1e6:,.0f} MB"
 
-    timed("first step", step)
-    seconds = min(timed("step", step) for _ in range(2))
+    timed("first step", lambda: step(1))
+    sizes = 1, min(2, len(micro_batches))
+    one, two = (min(timed(f"step of {n}", lambda n=n: step(n)) for _ in range(2)) for n in sizes)
     model.eval()
     model.compute_dtype = compute_dtype(dist.device)
     timed("evaluation", lambda: ", ".join(f"{name} {value:.4f}" for name, value in evaluate(model, False).items()))
@@ -210,8 +212,9 @@ def rehearse(
         timed("checkpoint", lambda: save(folder))
     dist.print(f"rehearsal: peak memory {peak_memory(dist.device) / 2**30:.1f} GiB on the first device")
     if num_iterations:
-        most = format_seconds(seconds * len(micro_batches) * num_iterations)
+        seconds = one + (len(micro_batches) - 1) * max(0.0, two - one)
         dist.print(
-            f"At this speed the run takes at most {most} for {num_iterations:,} steps of {len(micro_batches):,} such."
+            f"At this speed the run takes {format_seconds(seconds * num_iterations)}: {num_iterations:,} steps of "
+            f"{len(micro_batches):,} micro-batches."
         )
     dist.print("Nothing was kept. Leave out --dry_run to train.")
