@@ -230,7 +230,7 @@ def draw(record: dict, path: Path) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_xlabel("bits per byte lost without it (dots: seeds)")
     means = sorted(statistics.mean(gaps) for _, gaps, _ in rows)
-    if len(means) > 1 and means[-1] > 5 * means[-2] > 0:  # one that fails altogether would leave the others no room
+    if len(means) > 1 and means[-1] > 4 * means[-2] > 0:  # one that fails altogether would leave the others no room
         least = min(0, *(gap for _, gaps, _ in rows for gap in gaps))
         axes.set_xlim(least - 0.1 * means[-2], 1.3 * means[-2])
         axes.set_xlabel("bits per byte lost without it (dots: seeds; longest bar cut)")

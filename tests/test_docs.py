@@ -217,7 +217,7 @@ def test_an_environment_follows_its_python_and_says_what_it_lacks(tmp_path):
 # Files, names, flags
 
 
-@pytest.mark.parametrize("page", [*PAGES, ROOT / "dev" / "ARCHITECTURE.md"], ids=lambda page: page.stem)
+@pytest.mark.parametrize("page", [*PAGES, *(ROOT / "dev").glob("*.md")], ids=lambda page: page.stem)
 def test_links_lead_somewhere(page):
     text = re.sub(r"`[^`\n]*`", "", prose(page))
     targets = re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r'(?:src|srcset|href)="([^"]+)"', text)

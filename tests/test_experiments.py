@@ -44,16 +44,10 @@ def test_every_variant_trains(variant):
 
 def test_the_table_compares_runs_of_the_same_seed():
     runs = [("baseline", 0, 2.0), ("baseline", 1, 2.5), ("gelu", 0, 2.1), ("gelu", 1, 2.7), ("tied", 2, 9.0)]
-    about = {
-        "depth": 1,
-        "tokens": 1,
-        "data": "",
-        "batch": 1,
-        "vocabulary": 1,
-        "context": 1,
-        "dtype": "",
-        "eval_tokens": 1,
-    }
+    about = dict.fromkeys(("depth", "tokens", "batch", "vocabulary", "context", "eval_tokens"), 1)
+    about |= {"data": "", "dtype": ""}
     record = {"about": about, "runs": [{"variant": v, "seed": s, "bpb": b} for v, s, b in runs]}
     assert "| GELU instead of ReLU^2 | 2.4000 | +0.1000, +0.2000 |" in table(record) and "9.0" not in table(record)
     assert noise(record) == 0.5
+    with pytest.raises(SystemExit, match="add it to --only"):
+        table({"about": about, "runs": record["runs"][2:]})
