@@ -544,6 +544,17 @@ def test_two_chats_are_answered_at_once(open_page, watch):
     page.locator(".chat-open", has_text="slow").click()
     page.get_by_role("button", name="Stop the answer").click()
     expect(page.locator(".answer .note")).to_contain_text("This answer was stopped.")
+    page.get_by_role("button", name="Answer again").click()
+    expect(page.locator(".answer .body")).to_contain_text("slowly")
+    page.locator(".chat", has_text="slow").get_by_role("button", name="Delete slow").click()  # which also stops it
+    page.get_by_role("button", name="Undo").click()
+    expect(page.locator(".answer .note")).to_contain_text("This answer was stopped.")
+    page.get_by_role("button", name="Answer again").click()
+    expect(page.locator(".answer .body")).to_contain_text("slowly")
+    page.locator(".chat", has_text="slow").get_by_role("button", name="Delete slow").click()
+    ask(page, "hello")
+    page.reload()
+    expect(page.locator(".chat-open")).to_have_text(["hello", "hello"])
     assert not watch
 
 

@@ -96,7 +96,7 @@ export class Chart {
       parts.push(svg("line", { class: "grid", x1: MARGIN.left, x2: width - MARGIN.right, y1: this.y(value), y2: this.y(value) }));
       parts.push(svg("text", { class: "tick", x: MARGIN.left - 8, y: this.y(value) + 4, "text-anchor": "end" }, round(value)));
     }
-    for (const value of ticks(first, last, Math.max(2, width / 110))) {
+    for (const value of ticks(first, last, Math.max(4, width / 90))) {
       parts.push(svg("text", { class: "tick", x: this.x(value), y: height - 6, "text-anchor": "middle" }, short(value)));
     }
     for (const line of this.lines) parts.push(...this.drawLine(line));

@@ -118,7 +118,7 @@ async function answer(target, parent, begin = null, again = null) {
   delete node.writing;
   writing.delete(target);
   await endOfRendering();
-  keep(target);
+  if (chats.includes(target)) keep(target); // else it was deleted meanwhile
   atEnd(() => drawAnswer(node));
   if (target === chat) drawHorizon();
   drawList();

@@ -63,9 +63,10 @@ function remove(chat) {
   page.stop(chat);
   chats = chats.filter((one) => one !== chat);
   store.removeChat(chat);
-  if (chat === page.current()) page.open(store.newChat());
+  const isOpen = chat === page.current();
+  if (isOpen) page.open(store.newChat());
   drawList();
-  toast("The chat was deleted.", "Undo", () => (keep(chat, chat.updated), page.open(chat)));
+  toast("The chat was deleted.", "Undo", () => (keep(chat, chat.updated), isOpen ? page.open(chat) : drawList()));
 }
 
 function exportAll() {

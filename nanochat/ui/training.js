@@ -141,7 +141,7 @@ function drawCharts(stage) {
   chart("loss", stage === "rl" ? "Policy loss" : "Loss", "nats a token", lines, { wide: true });
   const names = [...new Set(run.rows.flatMap((row) => Object.keys(row)))].filter((name) => !NOT_CURVES.includes(name));
   const losts = names.filter((name) => name.startsWith("loss "));
-  if (losts.length) chart("validation", "Held-out loss", "nats a token", losts.map((name, index) => ({ name: name.slice(5), points: points(name), look: `look-${index % 6}`, dots: true })), { wide: true });
+  if (losts.length) chart("validation", "Held-out loss", "nats a token", losts.map((name, index) => ({ name: name.slice(5), points: points(name), look: `look-${index % 8}`, dots: true })), { wide: true });
   for (const name of names.filter((one) => !losts.includes(one))) {
     chart(name, name === "val_bpb" ? "Held-out text" : name, name.endsWith("bpb") ? "bits per byte" : "", [{ name: name === "val_bpb" ? "validation" : name.replace("_", " "), points: points(name), look: "second", dots: true }]);
   }
@@ -177,7 +177,7 @@ function drawSamples() {
   $("sample-step").textContent = text;
   const goesOn = run.name.startsWith("base-");
   $("sample-list").replaceChildren(...all[at].samples.map(({ prompt, text }) => element("li", { class: goesOn ? "sample goes-on" : "sample" },
-    element("span", { class: "sample-prompt" }, String(prompt)), element("span", { class: "sample-text" }, String(text) || "(nothing)"))));
+    element("span", { class: "sample-prompt" }, String(prompt)), element("span", { class: "sample-text" }, (goesOn ? String(text) : String(text).trim()) || "(nothing)"))));
 }
 
 function clock(seconds) {
