@@ -71,7 +71,7 @@ class Intake:
 
     def __iter__(self) -> Iterator[tuple[str, str]]:
         readers = {"jsonl": read_jsonl, "parquet": read_parquet, "html": read_html}
-        progress, count = Progress("reading", total=self.bytes / 1e6, unit="MB"), 0
+        progress, count = Progress("reading", total=self.bytes, unit="%"), 0
         for path in self.files:
             before = count
             try:
@@ -82,14 +82,14 @@ class Intake:
                             yield key or text, text
                         if count % 10 == 0 and not raw.closed:
                             done = min(self.bytes_done + raw.tell(), self.bytes - 1)
-                            progress.update(done / 1e6, documents=f"{count:,}")
+                            progress.update(done, documents=f"{count:,}")
                 if count == before:
                     self.empty.append(str(path))
             except (OSError, EOFError, ValueError, lzma.LZMAError, pa.ArrowException) as error:
                 reason = f"not UTF-8 text ({error})" if isinstance(error, UnicodeDecodeError) else str(error)
                 self.unreadable.append(f"{path}: {reason or type(error).__name__}")
             self.bytes_done += path.stat().st_size if path.exists() else 0
-        progress.update(self.bytes / 1e6, documents=f"{count:,}")
+        progress.update(self.bytes, documents=f"{count:,}")
 
     def account(self) -> str:
         """How many files were read, and by name those that were not."""

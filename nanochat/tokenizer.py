@@ -9,7 +9,6 @@ import codecs
 import functools
 import hashlib
 import json
-import threading
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -45,7 +44,6 @@ class Tokenizer:
         self.bos_id = self.special["<|bos|>"]
         self.vocab_size = n + len(SPECIAL_TOKENS)
         self.dtype = np.uint16 if self.vocab_size <= 65536 else np.uint32
-        self.lock = threading.Lock()
 
     # -----------------------------------------------------------------------------------------------------------------
     # Make, save, load
@@ -134,8 +132,7 @@ class Tokenizer:
 
     def encode(self, text: str) -> np.ndarray:
         """Ids of a text, never a special one. Halves of surrogate pairs that stand alone count as U+FFFD."""
-        ids, _ = self.encoder.encode_many([bpe_chunks.to_bytes(text)])
-        return ids.astype(self.dtype)
+        return self.encode_bytes(bpe_chunks.to_bytes(text))
 
     def encode_bytes(self, data: bytes) -> np.ndarray:
         """Ids of any bytes; `decode_bytes` gives back the same bytes even if they are not UTF-8."""

@@ -121,6 +121,8 @@ def ask(question: str, choices: Sequence[str], answer: int) -> dict:
 
 @dataclass(frozen=True)
 class Config:
+    """Fetch the evaluation sets that others publish."""
+
     evals: Path | None = None
     """Where to put the files; by default evals/ under the base directory."""
     training: bool = False

@@ -14,8 +14,8 @@ from tasks.common import Task, exchange, generator, pick, reference_text
 
 LONGEST_ANSWER = 120  # characters; a model of the quickstart's size loses the thread in longer sentences
 LONGEST_TEXT = 140  # characters, of what a topic is to be found for
-# The topics of the corpus (all but "Uncategorized") and what they are called here: one word each, since a small model
-# binds a letter to one word far sooner than to four.
+# The topics of the corpus (all but "Uncategorized") and what they are called here: one word each, which a small model
+# learns to copy far sooner than four.
 TOPICS = {
     "Arts": "Arts",
     "Biology and health sciences": "Biology",
