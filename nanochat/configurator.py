@@ -36,7 +36,10 @@ def launch(main: Callable, config: type | None = None, command: str | None = Non
         main(parse(config, command=command)) if config else main()
     except KeyboardInterrupt:
         raise SystemExit(130) from None
-    except (BadFile, OSError) as error:
-        if isinstance(error, OSError) and error.errno not in REFUSED:
-            raise
+    except BadFile as error:
         raise SystemExit(f"\n{error}") from error
+    except OSError as error:
+        if error.errno not in REFUSED:
+            raise
+        place = f"{error.filename or 'The disk'}: {error.strerror}. NANOCHAT_BASE_DIR says where all files go."
+        raise SystemExit(f"\n{place if error.errno else error}") from error

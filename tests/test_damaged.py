@@ -114,10 +114,12 @@ def test_faults_of_the_program_keep_their_traceback():
     def fail(error):
         raise error
 
-    for error in (BadFile("a"), OSError(errno.ENOSPC, "b", "c"), OSError("d"), KeyboardInterrupt()):
+    sentences = {BadFile("a"): "\na", OSError("b"): "\nb", KeyboardInterrupt(): 130}
+    sentences[OSError(errno.ENOSPC, "full", "c")] = "\nc: full. NANOCHAT_BASE_DIR says where all files go."
+    for error, sentence in sentences.items():
         with pytest.raises(SystemExit) as stopped:
             launch(lambda error=error: fail(error))
-        assert stopped.value.code == (f"\n{error}" if str(error) else 130)
+        assert stopped.value.code == sentence
     for error in (ValueError("a"), OSError(errno.ENOENT, "b", "c"), RuntimeError("d")):
         with pytest.raises(type(error), match=str(error).replace("[", r"\[")):
             launch(lambda error=error: fail(error))

@@ -79,23 +79,23 @@ def test_rotation_is_multiplication_by_a_complex_number():
 
 
 @pytest.mark.parametrize("window", [0, 1, 2, 5, 6, 100])
-@pytest.mark.parametrize("n_kv_head", [1, 2, 4])
-def test_attention_is_a_plain_softmax_loop(n_kv_head, window):
+@pytest.mark.parametrize("n_kv_head, T", [(1, 6), (2, 6), (4, 6), (2, 1), (2, 11)])
+def test_attention_is_a_plain_softmax_loop(n_kv_head, T, window):
     config = GPTConfig(50, 16, n_layer=2, n_head=4, n_kv_head=n_kv_head, n_embd=32, window=window)
     layer = Attention(config, layer=0)
     for weight in (layer.qkv, layer.proj.weight):
         torch.nn.init.normal_(weight, std=0.3, generator=torch.Generator().manual_seed(0))
-    x = torch.randn(2, 6, 32, generator=torch.Generator().manual_seed(1))
-    positions = torch.arange(6)[None]
+    x = torch.randn(2, T, 32, generator=torch.Generator().manual_seed(1))
+    positions = torch.arange(T)[None]
     cos, sin = rotary_angles(positions, config, torch.float32)
-    expected = torch.zeros(2, 6, 32)
+    expected = torch.zeros(2, T, 32)
     for b in range(2):
         for h in range(4):
             group = h * n_kv_head // 4
             q = norm(rotate((x[b] @ layer.qkv[h].T)[None, :, None], cos, sin))[0, :, 0]
             k = norm(rotate((x[b] @ layer.qkv[4 + group].T)[None, :, None], cos, sin))[0, :, 0]
             v = x[b] @ layer.qkv[4 + n_kv_head + group].T
-            for t in range(6):
+            for t in range(T):
                 first = max(0, t + 1 - window) if window else 0
                 scores = torch.stack([q[t] @ k[s] for s in range(first, t + 1)]) * 1.44 / math.sqrt(8)
                 expected[b, t, 8 * h : 8 * h + 8] = (scores.softmax(0)[:, None] * v[first : t + 1]).sum(0)
