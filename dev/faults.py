@@ -112,7 +112,7 @@ def begin(tag: str) -> None:
     model are in places, would be blown up by the optimizers, and no two numbers of ranks would agree."""
     tokenizer = Tokenizer.load(base_dir() / "tokenizer" / "tokenizer.json")
     model = random_model(GPTConfig.from_depth(RUN["depth"], tokenizer.vocab_size, T), noise=0.05)
-    tensors = {name: tensor for optimizer in build_optimizers(model) for name, tensor in optimizer.state_dict().items()}
+    tensors = checkpoint_manager.tensors_of(build_optimizers(model))
     settings = {
         "stage": "base",
         "state": State(),

@@ -85,7 +85,7 @@ def flip_every_bit(folder: Path) -> str:
     tokenizer = Tokenizer.train(["The sky is blue. The grass is green."] * 4, vocab_size=280)
     config = GPTConfig(tokenizer.vocab_size, sequence_len=16, n_layer=1, n_head=1, n_kv_head=1, n_embd=8)
     model = GPT(config).init_weights(torch.Generator().manual_seed(0))
-    tensors = {name: tensor for optimizer in build_optimizers(model) for name, tensor in optimizer.state_dict().items()}
+    tensors = checkpoint_manager.tensors_of(build_optimizers(model))
     place = folder / "run"
     options = {"stage": "base", "state": State(1), "settings": {}, "optimizer_tensors": tensors}
     path = checkpoint_manager.save(place, model, tokenizer, **options)

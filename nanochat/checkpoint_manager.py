@@ -326,8 +326,13 @@ def _read(path: Path, device: torch.device, dtype: torch.dtype | None) -> Checkp
     return Checkpoint(model, tokenizer, state, about["settings"], path, about["stage"], about["tag"])
 
 
+def tensors_of(optimizers: list) -> dict[str, torch.Tensor]:
+    """What is saved as `optimizer_tensors`: all that they remember. A collective: every rank calls it."""
+    return {name: tensor for optimizer in optimizers for name, tensor in optimizer.state_dict().items()}
+
+
 def load_optimizers(path: Path, optimizers: list) -> None:
-    """Put what was saved as `optimizer_tensors` in the step folder `path` back into the optimizers.
+    """Put what `tensors_of` gave back, from the step folder `path`.
 
     BadFile if anything in it is wrong, or it belongs to another model.
     """

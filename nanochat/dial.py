@@ -192,10 +192,7 @@ def rehearse(
         return repr(completion.text)
 
     def save(folder: str) -> str:
-        tensors: dict[str, torch.Tensor] = {}
-        for optimizer in optimizers:
-            tensors |= optimizer.state_dict()
-        path = Path(folder) / "rehearsal"
+        path, tensors = Path(folder) / "rehearsal", checkpoint_manager.tensors_of(optimizers)
         checkpoint_manager.save(
             path, model, tokenizer, stage=stage, state=state, settings=settings, optimizer_tensors=tensors, dist=dist
         )

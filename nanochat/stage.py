@@ -225,10 +225,7 @@ def train(
                 saver.wait()
             except checkpoint_manager.SaveError as error:  # so does the next save, if the disk is still full
                 progress.message(f"{error} Training goes on.")
-            tensors: dict[str, torch.Tensor] = {}
-            for optimizer in optimizers:
-                tensors |= optimizer.state_dict()
-            saver.save(merged(model), state, tensors)
+            saver.save(merged(model), state, checkpoint_manager.tensors_of(optimizers))
 
         try:
             fit(

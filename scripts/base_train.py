@@ -62,26 +62,16 @@ def main(cfg: Config) -> None:
                 f"{checkpoint.path} was trained with another tokenizer than the one in {base_dir() / 'tokenizer'}. "
                 "Leave out --resume to start over, or give the new model another --model_tag."
             )
-        window = usual_window(cfg.max_seq_len, dist.device.type) if cfg.window is None else cfg.window
-        config = GPTConfig.from_depth(cfg.depth, tokenizer.vocab_size, cfg.max_seq_len, window)
-        require_memory(config, dist.device)
-        model = checkpoint.model if checkpoint else GPT(config).init_weights(torch.Generator().manual_seed(cfg.seed))
+        model = checkpoint.model if checkpoint else new_model(cfg, tokenizer.vocab_size, dist)
         model.to(dist.device)
         model.compute_dtype = training_dtype(dist.device, cfg.dtype)
         if cfg.fp8:
             fp8.require(dist.device)
             model.use_fp8()
-        flops = flops_in(cfg.minutes, model, dist) if cfg.minutes else cfg.target_flops
-        tokens, batch_tokens = horizon(model, cfg.target_param_data_ratio, flops)
-        before = checkpoint.settings if checkpoint else {}  # for a clock never says the same twice
-        rows = whole_rows(cfg.total_batch_size or before.get("total_batch_size") or batch_tokens, cfg.max_seq_len, dist)
-        cfg = replace(cfg, total_batch_size=rows * cfg.max_seq_len)  # what the next stage starts from
-        num_iterations = cfg.num_iterations or (None if cfg.minutes else max(1, round(tokens / cfg.total_batch_size)))
         source = DocumentSource.open(tokenizer, cfg.data, "train", cfg.max_seq_len, cfg.seed)
         in_a_pass = tokens_of(source, dist)
-        passes = (num_iterations * cfg.total_batch_size if num_iterations else tokens) / in_a_pass
-        if cfg.table_decay is None:
-            cfg = replace(cfg, table_decay=before.get("table_decay", decay_for(passes)))
+        cfg, num_iterations, passes = sized(cfg, model, in_a_pass, checkpoint.settings if checkpoint else {}, dist)
+        rows = cfg.total_batch_size // cfg.max_seq_len
         optimizers = build_optimizers(model, dist, cfg.lr_scale, cfg.table_decay)
         at_once = device_rows(cfg, model, cfg.max_seq_len, rows // dist.world_size, dist)
         cfg = replace(cfg, device_batch_size=at_once)
@@ -111,6 +101,27 @@ def main(cfg: Config) -> None:
         if cfg.dry_run:
             return rehearse(**run, settings=cfg)
         train(cfg, **run, tag=tag, title="Pretraining", schedule=warmup_flat_warmdown(), checkpoint=checkpoint)
+
+
+def new_model(cfg: Config, vocab_size: int, dist: Dist) -> GPT:
+    """On the CPU, with weights that depend on the seed only."""
+    window = usual_window(cfg.max_seq_len, dist.device.type) if cfg.window is None else cfg.window
+    config = GPTConfig.from_depth(cfg.depth, vocab_size, cfg.max_seq_len, window)
+    require_memory(config, dist.device)
+    return GPT(config).init_weights(torch.Generator().manual_seed(cfg.seed))
+
+
+def sized(cfg: Config, model: GPT, in_a_pass: float, before: dict, dist: Dist) -> tuple[Config, int | None, float]:
+    """`cfg` with the size of a step and the decay that follow from the model and the text, or, since a clock never says
+    the same twice, those of `before`, the settings that the run began with; steps (None: as many as fit); passes."""
+    flops = flops_in(cfg.minutes, model, dist) if cfg.minutes else cfg.target_flops
+    tokens, batch_tokens = horizon(model, cfg.target_param_data_ratio, flops)
+    batch_tokens = cfg.total_batch_size or before.get("total_batch_size") or batch_tokens
+    batch_tokens = whole_rows(batch_tokens, cfg.max_seq_len, dist) * cfg.max_seq_len
+    num_iterations = cfg.num_iterations or (None if cfg.minutes else max(1, round(tokens / batch_tokens)))
+    passes = (num_iterations * batch_tokens if num_iterations else tokens) / in_a_pass
+    decay = before.get("table_decay", decay_for(passes)) if cfg.table_decay is None else cfg.table_decay
+    return replace(cfg, total_batch_size=batch_tokens, table_decay=decay), num_iterations, passes
 
 
 def tokens_of(source: DocumentSource, dist: Dist) -> float:

@@ -31,7 +31,7 @@ class Config:
     """start over instead of going on"""
 
 
-CORE = {torch.float32: 50e9, torch.bfloat16: 80e9}  # FLOP/s of a Zen 4 core in training; others: a factor of two
+FLOPS_A_CORE = {torch.float32: 50e9, torch.bfloat16: 80e9}  # a second, of Zen 4 in training; others: a factor of two
 BASE, MID, SFT = 0.36, 0.43, 0.21  # of the time for training
 VOCABULARY, CONTEXT = 4096, 256
 MOST_TEXT = 3.3 * 1.34e6  # tokens: 3.3 passes through the embedded corpus
@@ -57,7 +57,7 @@ def plan(cfg: Config, device: str) -> dict[str, str]:
     overhead = min(1.8, cfg.minutes / 4)  # starting, tokenizer and evaluation, minutes on two slow cores
     training = cfg.minutes - overhead
     if device == "cpu":
-        flops = 60 * training * BASE * torch.get_num_threads() * CORE[training_dtype(torch.device("cpu"))]
+        flops = 60 * training * BASE * torch.get_num_threads() * FLOPS_A_CORE[training_dtype(torch.device("cpu"))]
         depth, batch = sizes_for(flops, cfg.depth)
     else:
         depth, batch = cfg.depth or {"mps": 4, "cuda": 6}[device] + (cfg.minutes >= 30), 16384

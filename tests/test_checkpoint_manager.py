@@ -46,7 +46,7 @@ def put(model, tiny_tokenizer, folder):
     """put(step) saves a checkpoint with the optimizers' tensors; put(step, **options) changes what is saved."""
 
     def put(step, **options):
-        tensors = {name: t for optimizer in build_optimizers(model) for name, t in optimizer.state_dict().items()}
+        tensors = cm.tensors_of(build_optimizers(model))
         options = {"optimizer_tensors": tensors, "settings": {"depth": 2}, **options}
         return cm.save(folder, model, tiny_tokenizer, stage="base", state=State(step, data={"block": 7}), **options)
 
@@ -55,10 +55,6 @@ def put(model, tiny_tokenizer, folder):
 
 def same(a: dict, b: dict) -> bool:
     return set(a) == set(b) and all(a[name].dtype == b[name].dtype and torch.equal(a[name], b[name]) for name in a)
-
-
-def optimizer_states(optimizers) -> dict:
-    return {name: tensor for optimizer in optimizers for name, tensor in optimizer.state_dict().items()}
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -72,7 +68,7 @@ def test_round_trip_gives_back_every_bit(model, tiny_tokenizer, put, folder):
         parameter.grad = torch.randn(parameter.shape, generator=generator)
     for optimizer in optimizers:
         optimizer.step(1.0, 0.5)
-    path = put(300, optimizer_tensors=optimizer_states(optimizers))
+    path = put(300, optimizer_tensors=cm.tensors_of(optimizers))
     assert path == folder / "step_000300" and {p.name for p in path.iterdir()} == set(FILES)
 
     loaded = cm.load("base")
@@ -83,7 +79,7 @@ def test_round_trip_gives_back_every_bit(model, tiny_tokenizer, put, folder):
     assert all(parameter.requires_grad for parameter in loaded.model.parameters())
     fresh = build_optimizers(loaded.model)
     cm.load_optimizers(path, fresh)
-    assert same(optimizer_states(optimizers), optimizer_states(fresh))
+    assert same(cm.tensors_of(optimizers), cm.tensors_of(fresh))
 
 
 def test_dtype_casts_matrices_and_leaves_vectors(put, model):

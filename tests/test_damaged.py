@@ -30,7 +30,7 @@ def said(monkeypatch, script: str, *flags: str) -> str:
 def models(tiny_model, tiny_tokenizer, base_dir):
     """A checkpoint of every stage, in the middle of its run."""
     tiny_tokenizer.save(base_dir / "tokenizer" / "tokenizer.json")
-    tensors = {name: t for optimizer in build_optimizers(tiny_model) for name, t in optimizer.state_dict().items()}
+    tensors = checkpoint_manager.tensors_of(build_optimizers(tiny_model))
     settings = {"total_batch_size": 128, "data": "mine", "table_decay": 0.0}
     return {
         stage: checkpoint_manager.save(

@@ -13,6 +13,7 @@ import pytest
 import torch
 from models import random_model
 
+from nanochat.checkpoint_manager import tensors_of
 from nanochat.common import Dist, describe_machine
 from nanochat.gpt import GPTConfig
 from nanochat.optim import build_optimizers, linear
@@ -78,9 +79,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped():
     kept = {}
 
     def keep(step):
-        tensors = {}
-        for optimizer in kept["optimizers"]:
-            tensors |= optimizer.state_dict()
+        tensors = tensors_of(kept["optimizers"])
         kept.update(model=copy.deepcopy(model.state_dict()), tensors=tensors, state=json.dumps(asdict(step.state)))
 
     model = new_model()
@@ -99,10 +98,7 @@ def test_a_resumed_run_is_the_run_that_was_not_stopped():
 
 def everything(model, optimizers):
     """Weights, moments and counts of steps, as they are now."""
-    tensors = dict(model.state_dict())
-    for optimizer in optimizers:
-        tensors |= optimizer.state_dict()
-    return copy.deepcopy(tensors)
+    return copy.deepcopy(model.state_dict() | tensors_of(optimizers))
 
 
 def changed(before, after):
