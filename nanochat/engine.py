@@ -137,6 +137,8 @@ class Engine:
                 raise ValueError(
                     f"{name} has token ids from {min(ids)} to {max(ids)}; the vocabulary has {self.vocab_size}."
                 )
+        if sampling.grammar and not sampling.grammar.allows(sampling.begin):
+            raise ValueError("What the answer begins with does not fit the format that it has to have.")
         request = Request(next(self.numbers), prompt, sampling, self.tokenizer, self.max_context - len(prompt))
         with self.lock:
             self.waiting.append(request)

@@ -7,6 +7,7 @@ A grammar is bounded in size and work; the last few are kept, so that the next a
 import functools
 import json
 import threading
+from collections.abc import Sequence
 
 import numpy as np
 from llguidance import LLMatcher, LLParserLimits, LLTokenizer, TokenizerWrapper
@@ -29,7 +30,7 @@ class Grammars:
 
     def of_schema(self, schema: dict) -> "Grammar":
         """ValueError if the schema is none, or too large, or more than llguidance can do."""
-        text = json.dumps(schema, sort_keys=True)
+        text = json.dumps(schema)  # not sorted: an answer has its keys in this order
         if len(text) > MOST_TEXT:
             raise ValueError(f"the schema has {len(text):,} characters; at most {MOST_TEXT:,} are served.")
         with self.lock:
@@ -59,6 +60,10 @@ class Grammar:
     def allowed(self) -> np.ndarray:
         """(V,) bool: the tokens that may come next, <|assistant_end|> where the answer may end."""
         return np.frombuffer(self.matcher.compute_logit_bias(), np.uint8) > 0
+
+    def allows(self, ids: Sequence[int]) -> bool:
+        """Whether these tokens may come next, one after the other."""
+        return self.matcher.validate_tokens(list(ids)) == len(ids)
 
     @property
     def fault(self) -> str:

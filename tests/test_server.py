@@ -211,10 +211,14 @@ def test_answers_follow_a_json_schema(real):
     ask = {"model": "nanochat-tiny", "messages": HELLO, "max_tokens": 200, "response_format": form, "temperature": 1.5}
     for choice in real.chat.completions.create(**ask, n=4, seed=3).choices:
         person = json.loads(choice.message.content)
-        assert choice.finish_reason == "stop" and set(person) == {"name", "age"}
+        assert choice.finish_reason == "stop" and list(person) == ["name", "age"]  # in the order of the schema
         assert person["name"] in ("Ann", "Bo") and 1 <= person["age"] <= 99
     streamed = json.loads(text_of(real.chat.completions.create(**ask, seed=3, stream=True)))
     assert set(streamed) == {"name", "age"}
+    begun = real.chat.completions.create(**ask, seed=3, extra_body={"begin_with": '{"name":"Bo"'}).choices[0]
+    assert json.loads(begun.message.content)["name"] == "Bo"
+    with pytest.raises(openai.BadRequestError, match="begins with does not fit the format"):
+        real.chat.completions.create(**ask, extra_body={"begin_with": "hello"})
 
 
 def test_stop_strings_bias_and_length(real, tiny_tokenizer):
