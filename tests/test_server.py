@@ -11,6 +11,8 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
@@ -304,12 +306,17 @@ def script(prompt: str):
     return words("word " * 2000) if "long" in prompt else say("Hello", " there", ", friend 🙂.")
 
 
+@contextmanager
+def asking(engine, options: Settings = Settings()) -> Iterator[httpx.Client]:
+    """A client of a server with this engine."""
+    with serve(engine, engine.tokenizer, options) as url, httpx.Client(base_url=url, timeout=60) as client:
+        yield client
+
+
 @pytest.fixture(scope="module")
 def server():
-    tokenizer = byte_tokenizer()
-    with serve(ScriptedEngine(tokenizer, script, pace=0.001), tokenizer) as url:
-        with httpx.Client(base_url=url, timeout=60) as client:
-            yield client
+    with asking(ScriptedEngine(byte_tokenizer(), script, pace=0.001)) as client:
+        yield client
 
 
 def chat(**fields) -> dict:
@@ -399,10 +406,7 @@ def test_bad_plain_completions(server, body):
 def test_plain_completions_show_every_part():
     tokenizer = byte_tokenizer()
     deltas = [Delta("a"), Delta("1+1", "python"), Delta("2", "python_output"), Delta("b")]
-    with (
-        serve(ScriptedEngine(tokenizer, lambda prompt: deltas), tokenizer) as url,
-        httpx.Client(base_url=url, timeout=60) as client,
-    ):
+    with asking(ScriptedEngine(tokenizer, lambda prompt: deltas)) as client:
         whole = client.post("/v1/completions", json={"prompt": "x"}).json()["choices"][0]["text"]
         lines = client.post("/v1/completions", json={"prompt": "x", "stream": True}).text.splitlines()
         events = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
@@ -597,10 +601,7 @@ def test_security_headers(server):
 def test_a_key_guards_every_route_but_the_page_and_health():
     tokenizer = byte_tokenizer()
     options = Settings(api_key="sesame", host="0.0.0.0", cors_origin=("https://friend.example",))
-    with (
-        serve(ScriptedEngine(tokenizer, script), tokenizer, options) as url,
-        httpx.Client(base_url=url, timeout=60) as client,
-    ):
+    with asking(ScriptedEngine(tokenizer, script), options) as client:
         routes = [
             (method, path)
             for path, methods in client.get("/openapi.json", headers={"Authorization": "Bearer sesame"})
@@ -650,18 +651,16 @@ def wait_until(condition) -> None:
 
 
 def slow_server(slots: int = 2, max_queue: int = 2, **options):
-    tokenizer = byte_tokenizer()
-    return serve(
-        ScriptedEngine(tokenizer, script, slots=slots, pace=0.01), tokenizer, Settings(max_queue=max_queue, **options)
-    )
+    engine = ScriptedEngine(byte_tokenizer(), script, slots=slots, pace=0.01)
+    return asking(engine, Settings(max_queue=max_queue, **options))
 
 
-def raw_post(url: str, body: dict, receive_buffer: int | None = None) -> socket.socket:
+def raw_post(client: httpx.Client, body: dict, receive_buffer: int | None = None) -> socket.socket:
     """A connection that has asked, and from which nobody has read yet."""
     connection = socket.socket()
     if receive_buffer:
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-    connection.connect(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+    connection.connect(("127.0.0.1", client.base_url.port))
     data = json.dumps(body).encode()
     head = "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json"
     connection.sendall(f"{head}\r\nContent-Length: {len(data)}\r\n\r\n".encode() + data)
@@ -672,7 +671,7 @@ LONG = {"messages": [{"role": "user", "content": "long"}], "max_tokens": 2000}
 
 
 def test_a_call_of_which_one_prompt_is_too_long_leaves_nothing_in_the_queue():
-    with slow_server() as url, httpx.Client(base_url=url, timeout=60) as client:
+    with slow_server() as client:
         answer = client.post("/v1/completions", json={"prompt": ["hello", "x" * 5000]})
         assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
         wait_until(lambda: metrics(client)["nanochat_waiting"] == 0)
@@ -680,8 +679,8 @@ def test_a_call_of_which_one_prompt_is_too_long_leaves_nothing_in_the_queue():
 
 @pytest.mark.parametrize("stream", [True, False])
 def test_a_client_that_leaves_frees_its_slot_also_in_the_queue(stream):
-    with slow_server() as url, httpx.Client(base_url=url, timeout=60) as client:
-        leavers = [raw_post(url, {**LONG, "stream": stream}) for _ in range(4)]  # two in slots, two in the queue
+    with slow_server() as client:
+        leavers = [raw_post(client, {**LONG, "stream": stream}) for _ in range(4)]  # two in slots, two in the queue
         wait_until(lambda: (now := metrics(client))["nanochat_running"] == 2 and now["nanochat_waiting"] == 2)
         for leaver in leavers[2:]:
             leaver.close()
@@ -705,21 +704,15 @@ def engine_that_programs(code: str, output: str) -> Engine:
 def test_a_program_runs_only_where_it_was_asked_for():
     for python, output in ((True, "3"), (False, "error")):
         engine = engine_that_programs("n = 1\nprint(n + 2)", output)
-        with (
-            serve(engine, engine.tokenizer, Settings(python=python)) as url,
-            httpx.Client(base_url=url, timeout=60) as client,
-        ):
+        with asking(engine, Settings(python=python)) as client:
             message = client.post("/v1/chat/completions", json=chat()).json()["choices"][0]["message"]
             assert message["content"] == "done" and message["parts"][1] == {"type": "python_output", "text": output}
 
 
 def test_who_leaves_while_a_program_runs_frees_the_place_and_kills_it():
     engine = engine_that_programs("while True: pass", "")
-    with (
-        serve(engine, engine.tokenizer, Settings(python=True)) as url,
-        httpx.Client(base_url=url, timeout=60) as client,
-    ):
-        leaver = raw_post(url, chat(stream=True))
+    with asking(engine, Settings(python=True)) as client:
+        leaver = raw_post(client, chat(stream=True))
         wait_until(lambda: engine.paused)
         program = engine.paused[0].program
         whole = client.post("/v1/chat/completions", json=chat(tool_choice="none")).json()
@@ -731,7 +724,7 @@ def test_who_leaves_while_a_program_runs_frees_the_place_and_kills_it():
 
 
 def test_over_capacity_is_told_to_come_back():
-    with slow_server(slots=1, max_queue=1) as url, httpx.Client(base_url=url, timeout=60) as client:
+    with slow_server(slots=1, max_queue=1) as client:
         with client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True, "n": 2}) as busy:
             lines = busy.iter_lines()
             next(lines)
@@ -742,8 +735,8 @@ def test_over_capacity_is_told_to_come_back():
 
 
 def test_a_reader_that_stops_slows_nobody():
-    with slow_server(patience=1.0) as url, httpx.Client(base_url=url, timeout=60) as client:
-        frozen = raw_post(url, {**LONG, "stream": True}, receive_buffer=4096)
+    with slow_server(patience=1.0) as client:
+        frozen = raw_post(client, {**LONG, "stream": True}, receive_buffer=4096)
         wait_until(lambda: metrics(client)["nanochat_running"] == 1)
         for _ in range(5):
             assert (
@@ -753,7 +746,7 @@ def test_a_reader_that_stops_slows_nobody():
             )
         frozen.close()
         wait_until(lambda: metrics(client)["nanochat_running"] == 0)
-        slow = socket.create_connection(("127.0.0.1", int(url.rsplit(":", 1)[1])))
+        slow = socket.create_connection(("127.0.0.1", client.base_url.port))
         slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: 100\r\n\r\n{")
         slow.settimeout(10)
         slow.recv(65536)  # the server answers or hangs up instead of waiting for ever
@@ -761,10 +754,9 @@ def test_a_reader_that_stops_slows_nobody():
 
 
 def test_a_reader_that_never_reads_is_hung_up_on():
-    tokenizer = byte_tokenizer()
-    engine = ScriptedEngine(tokenizer, lambda prompt: say(*["x" * 4000] * 4000))  # 16 MB: more than buffers hold
-    with serve(engine, tokenizer, Settings(patience=0.5)) as url, httpx.Client(base_url=url, timeout=60) as client:
-        frozen = raw_post(url, chat(stream=True, max_tokens=4000), receive_buffer=4096)
+    engine = ScriptedEngine(byte_tokenizer(), lambda prompt: say(*["x" * 4000] * 4000))  # 16 MB: more than buffers hold
+    with asking(engine, Settings(patience=0.5)) as client:
+        frozen = raw_post(client, chat(stream=True, max_tokens=4000), receive_buffer=4096)
         wait_until(lambda: not engine.has_work and engine.generated)
         wait_until(lambda: metrics(client)["nanochat_running"] == 0)
         time.sleep(2)
@@ -781,11 +773,11 @@ def test_several_engines_share_the_work_and_one_that_dies_leaves_the_others():
     with serve(engines, tokenizer, Settings(max_queue=1)) as url, httpx.Client(base_url=url, timeout=60) as client:
         busy = []
         for count in range(1, 5):  # one to each in turn, although one could take two
-            busy.append(raw_post(url, {**LONG, "stream": True}))
+            busy.append(raw_post(client, {**LONG, "stream": True}))
             wait_until(lambda: metrics(client)["nanochat_running"] == count)  # noqa: B023
             assert sorted(len(engine.running) for engine in engines) == [count // 2, count - count // 2]
         assert metrics(client)["nanochat_slots"] == 4
-        busy += [raw_post(url, {**LONG, "stream": True}) for _ in range(2)]
+        busy += [raw_post(client, {**LONG, "stream": True}) for _ in range(2)]
         wait_until(lambda: metrics(client)["nanochat_waiting"] == 2)
         assert client.post("/v1/chat/completions", json=chat()).status_code == 429
         for connection in busy:
@@ -820,10 +812,7 @@ class BrokenEngine(ScriptedEngine):
 def test_a_fault_of_one_answer_is_its_own_and_a_dead_engine_says_so(caplog):
     tokenizer = byte_tokenizer()
     ask = lambda text, **more: {"messages": [{"role": "user", "content": text}], **more}  # noqa: E731
-    with (
-        serve(BrokenEngine(tokenizer, script, pace=0.005), tokenizer) as url,
-        httpx.Client(base_url=url, timeout=60) as client,
-    ):
+    with asking(BrokenEngine(tokenizer, script, pace=0.005)) as client:
         with client.stream("POST", "/v1/chat/completions", json={**LONG, "stream": True}) as other:
             lines = other.iter_lines()
             next(lines)
@@ -858,12 +847,8 @@ def test_health_is_503_until_the_engine_is_warm():
 
 
 def test_metrics_count_and_the_log_keeps_prompts_to_itself(caplog):
-    tokenizer = byte_tokenizer()
-    with (
-        caplog.at_level(logging.DEBUG, logger="nanochat"),
-        serve(ScriptedEngine(tokenizer, script), tokenizer) as url,
-        httpx.Client(base_url=url, timeout=60) as client,
-    ):
+    engine = ScriptedEngine(byte_tokenizer(), script)
+    with caplog.at_level(logging.DEBUG, logger="nanochat"), asking(engine) as client:
         for text in ("my secret diary", "forged\r\nline \x1b[31m"):
             assert (
                 client.post("/v1/chat/completions", json=chat(messages=[{"role": "user", "content": text}])).status_code
