@@ -4,6 +4,7 @@ In: names of faults (all of them if there is none), how many kills. Out: a line 
 In the environment of test.sh: python dev/faults.py [kills saves rot ranks lost damage disk] [--kills=20] [--seed=0]
 """
 
+import functools
 import os
 import random
 import resource
@@ -27,6 +28,7 @@ from models import random_model  # noqa: E402
 from nanochat import checkpoint_manager, dataset  # noqa: E402
 from nanochat.checkpoint_manager import MODEL, OPTIMIZER, folder_of  # noqa: E402
 from nanochat.common import MetricsLog, base_dir  # noqa: E402
+from nanochat.configurator import launch  # noqa: E402
 from nanochat.gpt import GPTConfig  # noqa: E402
 from nanochat.optim import build_optimizers  # noqa: E402
 from nanochat.tokenizer import Tokenizer  # noqa: E402
@@ -71,7 +73,8 @@ def start(tag: str, ranks: int = 1, **settings) -> list[int]:
         place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
     config = base_train.Config(**RUN | {"model_tag": tag} | settings)
     numbers = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
-    return [in_child(tag, lambda: base_train.main(config), place | number) for number in numbers]
+    main = functools.partial(launch, functools.partial(base_train.main, config))
+    return [in_child(tag, main, place | number) for number in numbers]
 
 
 def wait(children: list[int]) -> list[int]:

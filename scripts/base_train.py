@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from nanochat import fp8
+from nanochat.checkpoint_manager import Checkpoint
 from nanochat.common import Dist, base_dir, setup, training_dtype
 from nanochat.configurator import launch
 from nanochat.dataloader import Batches, DocumentSource
@@ -57,11 +58,8 @@ def main(cfg: Config) -> None:
         checkpoint = resume_point(cfg, "base", tag, dist)
         if finished(checkpoint, dist):
             return
-        if checkpoint and checkpoint.tokenizer.hash != tokenizer.hash:
-            raise SystemExit(
-                f"{checkpoint.path} was trained with another tokenizer than the one in {base_dir() / 'tokenizer'}. "
-                "Leave out --resume to start over, or give the new model another --model_tag."
-            )
+        if checkpoint:
+            require_same(cfg, checkpoint, tokenizer)
         model = checkpoint.model if checkpoint else new_model(cfg, tokenizer.vocab_size, dist)
         model.to(dist.device)
         model.compute_dtype = training_dtype(dist.device, cfg.dtype)
@@ -101,6 +99,22 @@ def main(cfg: Config) -> None:
         if cfg.dry_run:
             return rehearse(**run, settings=cfg)
         train(cfg, **run, tag=tag, title="Pretraining", schedule=warmup_flat_warmdown(), checkpoint=checkpoint)
+
+
+def require_same(cfg: Config, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
+    """SystemExit if the run that --resume goes on with was one of another tokenizer or shape."""
+    was = checkpoint.model.config
+    flags = {"depth": was.n_layer, "max_seq_len": was.sequence_len} | (
+        {} if cfg.window is None else {"window": was.window}
+    )
+    other = [f"--{name}={value}" for name, value in flags.items() if getattr(cfg, name) != value]
+    if checkpoint.tokenizer.hash != tokenizer.hash:
+        other.append(f"another tokenizer than the one in {base_dir() / 'tokenizer'}")
+    if other:
+        raise SystemExit(
+            f"{checkpoint.path} was trained with {' and '.join(other)}. Go on with that, leave out --resume to start "
+            "over, or give the new model another --model_tag."
+        )
 
 
 def new_model(cfg: Config, vocab_size: int, dist: Dist) -> GPT:

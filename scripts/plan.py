@@ -35,7 +35,6 @@ FLOPS_A_CORE = {torch.float32: 50e9, torch.bfloat16: 80e9}  # a second, of Zen 4
 BASE, MID, SFT = 0.36, 0.43, 0.21  # of the time for training
 VOCABULARY, CONTEXT = 4096, 256
 MOST_TEXT = 3.3 * 1.34e6  # tokens: 3.3 passes through the embedded corpus
-LARGEST_STEP = 4096  # tokens: larger ones are no faster, and were worse for 3 minutes
 DEEPEST = 12  # as deep as a model of so little text should be
 
 
@@ -49,7 +48,7 @@ def sizes_for(flops: float, depth: int | None = None) -> tuple[int, int]:
         tokens, batch = horizon(model, flops=flops)
         if tokens <= MOST_TEXT:
             break
-    return layers, min(max(batch, CONTEXT), LARGEST_STEP)
+    return layers, max(batch, CONTEXT)
 
 
 def plan(cfg: Config, device: str) -> dict[str, str]:
