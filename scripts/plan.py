@@ -35,7 +35,7 @@ FLOPS_A_CORE = {torch.float32: 50e9, torch.bfloat16: 80e9}  # a second, of Zen 4
 BASE, MID, SFT = 0.36, 0.43, 0.21  # of the time for training
 VOCABULARY, CONTEXT = 4096, 256
 MOST_TEXT = 3.3 * 1.34e6  # tokens: 3.3 passes through the embedded corpus
-DEEPEST = 12  # as deep as a model of so little text should be
+DEEPEST = 5  # of so little text: after an hour depth 8 was worse than depth 4 after ten minutes (dev/LOG.md)
 
 
 def sizes_for(flops: float, depth: int | None = None) -> tuple[int, int]:
