@@ -10,7 +10,6 @@ import random
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch  # noqa: E402
 from models import random_model  # noqa: E402
+from ranks import free_port  # noqa: E402
 
 from nanochat import checkpoint_manager, dataset  # noqa: E402
 from nanochat.checkpoint_manager import MODEL, OPTIMIZER, folder_of  # noqa: E402
@@ -68,9 +68,7 @@ def in_child(tag: str, action, environment: dict[str, str] | None = None) -> int
 
 
 def start(tag: str, ranks: int = 1, **settings) -> list[int]:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(ranks)}
+    place = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(ranks)}
     config = base_train.Config(**RUN | {"model_tag": tag} | settings)
     numbers = [{"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(ranks)]
     main = functools.partial(launch, functools.partial(base_train.main, config))

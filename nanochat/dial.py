@@ -26,8 +26,8 @@ from nanochat.tokenizer import Tokenizer
 from nanochat.trainer import State, next_token_loss, train_step
 
 MATMUL = {"cpu": 1024, "mps": 2048, "cuda": 8192}  # side of the matrices that the device is timed with
-# Of a CPU's own matrix products, what training reaches, by channels: 2 cores of Zen 4, in bf16 in runs of minutes with
-# their evaluations, in fp32 without.
+# Of a device's own matrix products, what training reaches, by channels: 2 cores of Zen 4, in bf16 in runs of minutes
+# with their evaluations, in fp32 without. Also for GPUs that are not in the table of gpus.py.
 SHARE_ON_CPU = {
     torch.float32: ((128, 0.50), (256, 0.56)),
     torch.bfloat16: ((128, 0.25), (192, 0.33), (256, 0.40)),
@@ -203,8 +203,8 @@ def rehearse(
         return f"{sum(file.stat().st_size for file in path.rglob('*') if file.is_file()) / 1e6:,.0f} MB"
 
     timed("first step", lambda: step(1))
-    sizes = 1, min(2, len(micro_batches))
-    one, two = (min(timed(f"step of {n}", lambda n=n: step(n)) for _ in range(2)) for n in sizes)
+    sizes = (1, 2)[: len(micro_batches)]
+    times = [min(timed(f"step of {n}", lambda n=n: step(n)) for _ in range(2)) for n in sizes]
     model.eval()
     model.compute_dtype = compute_dtype(dist.device)
     timed("evaluation", lambda: ", ".join(f"{name} {value:.4f}" for name, value in evaluate(model, False).items()))
@@ -213,7 +213,7 @@ def rehearse(
         timed("checkpoint", lambda: save(folder))
     dist.print(f"rehearsal: peak memory {peak_memory(dist.device) / 2**30:.1f} GiB on the first device")
     if num_iterations:
-        seconds = one + (len(micro_batches) - 1) * max(0.0, two - one)
+        seconds = times[0] + (len(micro_batches) - 1) * max(0.0, times[-1] - times[0])
         dist.print(
             f"At this speed the run takes {format_seconds(seconds * num_iterations)}: {num_iterations:,} steps of "
             f"{len(micro_batches):,} micro-batches."

@@ -5,7 +5,7 @@ Our extensions: top_k, min_p, repetition_penalty, begin_with, truncation, token 
 answer that used a tool.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, field_validator, model_validator
 
@@ -40,14 +40,17 @@ class Refusal(ValueError):
 # Requests
 
 
+PartKind = Literal["text", "python", "python_output"]
+
+
 class Part(BaseModel):
-    type: Literal["text", "python", "python_output"]
+    type: PartKind
     text: Text
 
     @field_validator("type", mode="before")
     @classmethod
     def refuse_pictures(cls, value):
-        if value not in ("text", "python", "python_output"):
+        if value not in get_args(PartKind):
             raise ValueError('this model knows only text; send {"type": "text", "text": "..."}')
         return value
 
@@ -387,7 +390,7 @@ class CompletionShape:
     """/v1/completions. All parts are text here."""
 
     prefix, whole, chunk = "cmpl-", "text_completion", "text_completion"
-    kinds = ("text", "python", "python_output")
+    kinds = get_args(PartKind)
 
     def __init__(self, tokenizer: Tokenizer):
         self.tokenizer = tokenizer

@@ -104,10 +104,8 @@ def main(cfg: Config) -> None:
 def require_same(cfg: Config, checkpoint: Checkpoint, tokenizer: Tokenizer) -> None:
     """SystemExit if the run that --resume goes on with was one of another tokenizer or shape."""
     was = checkpoint.model.config
-    flags = {"depth": was.n_layer, "max_seq_len": was.sequence_len} | (
-        {} if cfg.window is None else {"window": was.window}
-    )
-    other = [f"--{name}={value}" for name, value in flags.items() if getattr(cfg, name) != value]
+    flags = {"depth": was.n_layer, "max_seq_len": was.sequence_len, "window": was.window}
+    other = [f"--{name}={value}" for name, value in flags.items() if getattr(cfg, name) not in (value, None)]
     if checkpoint.tokenizer.hash != tokenizer.hash:
         other.append(f"another tokenizer than the one in {base_dir() / 'tokenizer'}")
     if other:
