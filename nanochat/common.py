@@ -46,6 +46,8 @@ class Dist:
     local_rank: int = 0
     world_size: int = 1
     device: torch.device = torch.device("cpu")
+    local_world_size: int = 1
+    """ranks on this machine"""
 
     @property
     def is_main(self) -> bool:
@@ -130,7 +132,7 @@ def setup(device: str = "auto") -> Iterator[Dist]:
         device_id = chosen if chosen.type == "cuda" else None
         dist.init_process_group(backend, timeout=timedelta(minutes=10), device_id=device_id)
     try:
-        yield Dist(rank, local_rank, world_size, chosen)
+        yield Dist(rank, local_rank, world_size, chosen, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     except RuntimeError as error:
         if world_size > 1 and any(word in str(error) for word in ("gloo", "Gloo", "NCCL", "Connection closed")):
             raise SystemExit(

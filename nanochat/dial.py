@@ -98,17 +98,20 @@ def training_bytes(
     return 8 * weights + 4 * moments // world_size + number * kept + 4 * chunk
 
 
-def require_memory(config: GPTConfig, device: torch.device) -> None:
+def require_memory(config: GPTConfig, dist: Dist) -> None:
     """SystemExit if such a model is too large to be trained in the memory of a CPU: the system would end this process,
-    or another one, without a word. (A GPU says so itself.)"""
+    or another one, without a word. (A GPU says so itself.) Each rank on the machine has weights and gradients of its
+    own; the moments are shared out, and one rank saves."""
     with torch.device("meta"):  # shapes without memory
-        least = 20 * sum(p.numel() for p in GPT(config).parameters()) / 2**30
-    there = describe_machine(device).get("memory_gib", math.inf)
-    if device.type == "cpu" and least > there:
+        weights = sum(p.numel() for p in GPT(config).parameters())
+    ranks = dist.local_world_size
+    least = (8 * ranks + 12) * weights / 2**30
+    there = describe_machine(dist.device).get("memory_gib", math.inf)
+    if dist.device.type == "cpu" and least > there:
         raise SystemExit(
             f"--depth={config.n_layer} needs {least:,.0f} GiB for weights, gradients, moments and the copy that is "
-            f"saved; this machine has {there:,.0f}. Choose a smaller --depth. What it takes on GPUs: "
-            f"python -m scripts.forecast --gpus=8xH100 --depth={config.n_layer}"
+            f"saved{f', in {ranks} processes' if ranks > 1 else ''}; this machine has {there:,.0f}. Choose a smaller "
+            f"--depth. What it takes on GPUs: python -m scripts.forecast --gpus=8xH100 --depth={config.n_layer}"
         )
 
 

@@ -15,7 +15,7 @@ from nanochat.common import base_dir
 
 TEXTS = ("The Moon is", "In 1905, Albert Einstein", "The most important river of")
 QUESTIONS = ("Who are you?", "What is the Moon?", "Tell me about music.")
-READ_AT_ONCE = 1 << 20  # bytes; a longer log comes in several answers
+READ_AT_ONCE = 1 << 20  # bytes, and the rest of the line that they end in; a longer log comes in several answers
 
 
 @torch.no_grad()
@@ -77,7 +77,7 @@ def read_run(name: str, after: int = 0, file: int = 0) -> dict | None:
         fresh = identity != file or not 0 <= after <= size
         start = 0 if fresh else after
         log.seek(start)
-        data = log.read(READ_AT_ONCE)
+        data = log.read(READ_AT_ONCE) + log.readline()
     data = data[: data.rfind(b"\n") + 1]  # a line that is just being written comes the next time
     end = start + len(data)
     rows = [row for line in data.splitlines() if (row := _row(line)) is not None]

@@ -119,7 +119,7 @@ def new_model(cfg: Config, vocab_size: int, dist: Dist) -> GPT:
     """On the CPU, with weights that depend on the seed only."""
     window = usual_window(cfg.max_seq_len, dist.device.type) if cfg.window is None else cfg.window
     config = GPTConfig.from_depth(cfg.depth, vocab_size, cfg.max_seq_len, window)
-    require_memory(config, dist.device)
+    require_memory(config, dist)
     return GPT(config).init_weights(torch.Generator().manual_seed(cfg.seed))
 
 

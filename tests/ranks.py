@@ -14,7 +14,7 @@ def free_port() -> int:
 
 def run_two_ranks(program: str, *arguments) -> list[tuple[int, str, str]]:
     """(exit status, what it printed, its errors) of each rank of a Python program."""
-    meet = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    meet = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     ranks = [
         subprocess.Popen(
             [sys.executable, "-c", program, *map(str, arguments)],

@@ -94,6 +94,7 @@ RANK = """
 import torch
 from nanochat.common import Progress, setup
 with setup("cpu") as dist:
+    assert (dist.world_size, dist.local_world_size) == (2, 2)
     mine = torch.full((4,), dist.rank + 1.0)
     assert dist.all_reduce(mine.clone()).tolist() == [3.0] * 4
     assert dist.all_reduce(mine.clone(), "max").tolist() == [2.0] * 4

@@ -12,7 +12,7 @@ from serving import byte_tokenizer
 from nanochat import checkpoint_manager, dataset
 from nanochat.common import Dist
 from nanochat.dial import flops_in, matmul_flops, rehearse, require_memory, show_dial, training_bytes
-from nanochat.gpt import GPTConfig
+from nanochat.gpt import GPT, GPTConfig
 from nanochat.optim import build_optimizers, decay_for, families, horizon
 from nanochat.runlog import open_log
 from nanochat.stage import device_rows, largest_that_fits
@@ -54,9 +54,20 @@ def test_every_way_to_say_how_long_reaches_the_run(flags, steps, base_dir, tiny_
 
 
 def test_a_model_that_the_machine_has_no_memory_for_is_refused(monkeypatch):
-    require_memory(GPTConfig.from_depth(4, 4096, 256), torch.device("cpu"))
+    require_memory(GPTConfig.from_depth(4, 4096, 256), Dist())
     with pytest.raises(SystemExit, match=r"--depth=200 needs [\d,]+ GiB .* has \d+\. Choose a smaller"):
-        require_memory(GPTConfig.from_depth(200, 4096, 256), torch.device("cpu"))
+        require_memory(GPTConfig.from_depth(200, 4096, 256), Dist())
+
+
+def test_ranks_on_one_machine_share_its_memory(monkeypatch):
+    config = GPTConfig.from_depth(4, 4096, 256)
+    with torch.device("meta"):
+        weights = sum(p.numel() for p in GPT(config).parameters())
+    monkeypatch.setattr("nanochat.dial.describe_machine", lambda device: {"memory_gib": 30 * weights / 2**30})
+    require_memory(config, Dist(local_world_size=2, world_size=2))
+    require_memory(config, Dist(world_size=8))  # each on a machine of its own
+    with pytest.raises(SystemExit, match="--depth=4 needs .* in 4 processes"):
+        require_memory(config, Dist(local_world_size=4, world_size=4))
 
 
 def test_a_run_is_not_resumed_in_another_shape_or_with_another_tokenizer(base_dir, tiny_model, tiny_tokenizer):

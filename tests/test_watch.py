@@ -73,6 +73,19 @@ def test_a_long_log_comes_in_pieces(base_dir, monkeypatch):
     assert steps == list(range(1, 41))
 
 
+def test_a_line_longer_than_what_is_read_at_once_holds_up_nothing(base_dir, monkeypatch):
+    monkeypatch.setattr("nanochat.watch.READ_AT_ONCE", 200)
+    log = MetricsLog(base_dir / "logs" / "sft-d4.jsonl")
+    log.log(1, loss=2.0)
+    log.log(2, samples=[{"prompt": "a", "text": "b" * 1000}])
+    log.log(3, loss=1.0)
+    steps, answer = [], {"after": 0, "file": 0, "more": True}
+    while answer["more"]:
+        answer = read_run("sft-d4", answer["after"], answer["file"])
+        steps += [row["step"] for row in answer["rows"]]
+    assert steps == [1, 2, 3]
+
+
 def test_names_are_names_and_not_paths(base_dir):
     MetricsLog(base_dir / "logs" / "mid-my-model.jsonl").log(1, loss=1.0)
     (base_dir / "secret.jsonl").write_text("{}\n")
