@@ -31,6 +31,11 @@ class Sampling:
     """Only tokens at least this many times as likely as the likeliest."""
     repetition_penalty: float = 1.0
     """Above 1: tokens of the prompt and of the answer so far become less likely (CTRL, Keskar et al. 2019)."""
+    presence_penalty: float = 0.0
+    """Taken off the logits of tokens that the answer's text has (OpenAI's API). Tool calls are neither counted nor
+    changed."""
+    frequency_penalty: float = 0.0
+    """The same, times how often the text has the token."""
     seed: int | None = None
     """The same seed gives the same answer, in whatever company; None: a new one each time."""
     stop: Sequence[str] = ()
@@ -59,6 +64,8 @@ class Sampling:
             "top_p": 0 < self.top_p <= 1,
             "min_p": 0 <= self.min_p <= 1,
             "repetition_penalty": 0 < self.repetition_penalty < math.inf,
+            "presence_penalty": -2 <= self.presence_penalty <= 2,
+            "frequency_penalty": -2 <= self.frequency_penalty <= 2,
             "stop": not isinstance(self.stop, str) and all(self.stop),
             "logprobs": self.logprobs is None or self.logprobs >= 0,
             "logit_bias": all(bias < math.inf for bias in self.logit_bias.values()),
@@ -75,6 +82,8 @@ SAMPLING_RANGES = {
     "top_p": "above 0 and up to 1 (off)",
     "min_p": "from 0 (off) to 1",
     "repetition_penalty": "a number above 0; 1 is off",
+    "presence_penalty": "from -2 to 2; 0 is off",
+    "frequency_penalty": "from -2 to 2; 0 is off",
     "stop": "a list of strings, none of them empty",
     "logprobs": "a whole number from 0, or None for none",
     "logit_bias": "numbers below infinity for each token id",

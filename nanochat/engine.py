@@ -43,6 +43,7 @@ class Request:
         self.cancelled = False
         self.bias: torch.Tensor | None = None  # (V,) what logit_bias adds
         self.seen: torch.Tensor | None = None  # (V,) bool, tokens so far, if there is a repetition penalty
+        self.counts: torch.Tensor | None = None  # (V,) of each token in the answer's text, for the other two
         self.grammar = sampling.grammar and sampling.grammar.copy()
         self.lookup = Lookup(prompt)
 
@@ -266,6 +267,8 @@ class Engine:
         if s.repetition_penalty != 1:
             request.seen = torch.zeros(self.vocab_size, dtype=torch.bool, device=self.device)
             request.seen[torch.tensor(request.prompt, device=self.device)] = True
+        if s.presence_penalty or s.frequency_penalty:
+            request.counts = torch.zeros(self.vocab_size, device=self.device)
 
     def _decode(self, events) -> None:
         """One token for each running answer, or several where what was guessed of it turns out right."""
@@ -343,6 +346,8 @@ class Engine:
             if request.grammar.fault:
                 raise ValueError(f"The answer's grammar failed: {request.grammar.fault}")
         deltas, ended = answer.add(id, logprob)
+        if request.counts is not None and answer.kind == "text":
+            request.counts[id] += 1
         events.extend((request, delta) for delta in deltas)
         if ended:
             self._release(slot, "stop", events)
@@ -393,7 +398,7 @@ class Engine:
             cached_tokens=request.cached_tokens,
             error=None if error is None else f"{type(error).__name__}: {error}",
         )
-        request.bias = request.seen = None
+        request.bias = request.seen = request.counts = None
         events.append((request, request.completion))
 
     def _move(self, slot: Slot, to: int) -> None:

@@ -118,25 +118,19 @@ class SamplingRequest(BaseModel):
     top_k: Annotated[int, Field(ge=0, lt=2**31)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     repetition_penalty: Annotated[float, Field(ge=0.1, le=10)] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2)] | None = None
     n: Annotated[int, Field(ge=1, le=128)] | None = None
     seed: Annotated[int, Field(ge=-(2**63), lt=2**63)] | None = None
     stop: StopText | Annotated[list[StopText], Field(max_length=16)] | None = None
     logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(max_length=1024)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
-
-    @field_validator("presence_penalty", "frequency_penalty")
-    @classmethod
-    def refuse_penalty(cls, value):
-        if value:
-            raise ValueError("this server does not have it; use repetition_penalty, or 0")
-        return value
 
     def sampling(self, defaults: dict, vocab_size: int, **more) -> Sampling:
         """`defaults` fills what the client left open. Refusal if a token is not in the vocabulary."""
-        names = ("max_tokens", "temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+        names = ("max_tokens", "temperature", "top_p", "top_k", "min_p")
+        names += ("repetition_penalty", "presence_penalty", "frequency_penalty")
         given = {name: getattr(self, name) for name in names if getattr(self, name) is not None}
         stop = [self.stop] if isinstance(self.stop, str) else self.stop or []
         bias = {}

@@ -52,8 +52,9 @@ def choose(logits: torch.Tensor, requests: Sequence) -> list[int]:
 
 
 def adjust(logits: torch.Tensor, requests: Sequence) -> torch.Tensor:
-    """logit_bias, repetition_penalty and grammar of the rows that have one."""
-    special = [row for row, r in enumerate(requests) if any(x is not None for x in (r.bias, r.seen, r.grammar))]
+    """Penalties, logit_bias and grammar of the rows that have one."""
+    one_of = lambda r: (r.bias, r.seen, r.counts, r.grammar)  # noqa: E731
+    special = [row for row, r in enumerate(requests) if any(x is not None for x in one_of(r))]
     if not special:
         return logits
     logits = logits.clone()
@@ -62,6 +63,9 @@ def adjust(logits: torch.Tensor, requests: Sequence) -> torch.Tensor:
         if request.seen is not None:
             penalty = request.sampling.repetition_penalty
             values.copy_(torch.where(request.seen, torch.where(values > 0, values / penalty, values * penalty), values))
+        if request.counts is not None and request.answer.kind == "text":
+            s, counts = request.sampling, request.counts
+            values -= s.frequency_penalty * counts + s.presence_penalty * (counts > 0)
         if request.bias is not None:
             values += request.bias
         if request.grammar is not None:

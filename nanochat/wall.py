@@ -50,7 +50,9 @@ class Wall:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         headers = {name.decode("latin-1"): value.decode("latin-1") for name, value in scope["headers"]}
-        started = False
+        started, head = False, scope["method"] == "HEAD"
+        if head:  # what GET would say, without its body
+            scope = {**scope, "method": "GET"}
 
         async def send_safely(message):
             nonlocal started
@@ -58,6 +60,8 @@ class Wall:
                 started = True
                 message = {**message, "headers": [*message["headers"], *SECURITY_HEADERS]}
                 self.count(message["status"])
+            elif head:
+                message = {**message, "body": b""}
             await asyncio.wait_for(send(message), self.patience)
 
         try:

@@ -99,12 +99,16 @@ def say(tokenizer, *pieces: str) -> list[int]:
 # The same answer as the plain model
 
 
-def naive_greedy(model, prompt: list[int], count: int, bias: dict[int, float]) -> list[int]:
+def naive_greedy(
+    model, prompt: list[int], count: int, bias: dict[int, float], frequency: float = 0, presence: float = 0
+) -> list[int]:
     ids = list(prompt)
     for _ in range(count):
         logits = model(torch.tensor([ids]))[0, -1].clone()
         for id, value in bias.items():
             logits[id] += value
+        for id in set(ids[len(prompt) :]):
+            logits[id] -= frequency * ids[len(prompt) :].count(id) + presence
         ids.append(int(logits.argmax()))
     return ids[len(prompt) :]
 
@@ -115,6 +119,18 @@ def test_greedy_is_what_the_model_says_without_a_cache(model, fresh, letters):
         with torch.no_grad():
             assert answer.ids == naive_greedy(model, prompt, 12, letters)
         assert (answer.finish_reason, answer.prompt_tokens) == ("length", len(prompt))
+
+
+@pytest.mark.parametrize("frequency, presence", [(0.7, 0), (0, 2), (2, -1), (-2, 0.5)])
+def test_penalties_are_taken_off_the_logits_of_what_was_said(model, fresh, letters, frequency, presence):
+    for prompt in prompts(3, seed=2):
+        penalised = Sampling(
+            temperature=0, max_tokens=30, logit_bias=letters, frequency_penalty=frequency, presence_penalty=presence
+        )
+        answer = fresh.generate([prompt], penalised)[0]
+        with torch.no_grad():
+            assert answer.ids == naive_greedy(model, prompt, 30, letters, frequency, presence)
+            assert answer.ids != naive_greedy(model, prompt, 30, letters)
 
 
 def test_logprobs_are_those_of_the_model(model, fresh, letters):
@@ -158,6 +174,19 @@ def test_an_answer_is_the_same_alone_and_in_company_to_the_last_bit(fresh, lette
     together = fresh.generate(asked, sampling)[::3]
     for a, b in zip(alone, together):
         same(a, b)
+
+
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"top_k": 20}, {}])
+def test_the_penalties_of_one_answer_are_not_those_of_its_company(fresh, letters, settings):
+    asked, penalties = prompts(8, seed=3), [{}, {"frequency_penalty": 1.5}, {"presence_penalty": 2}, {}] * 2
+    sampling = [
+        Sampling(seed=n, max_tokens=30, logprobs=2, logit_bias=letters if n % 2 else {}, **settings, **penalty)
+        for n, penalty in enumerate(penalties)
+    ]
+    together = fresh.generate(asked, sampling)
+    for n in range(8):
+        fresh.refresh()
+        same(fresh.generate([asked[n]], sampling[n])[0], together[n])
 
 
 def test_company_that_comes_and_goes_changes_nothing(fresh, letters):
@@ -235,7 +264,9 @@ def test_weights_taken_anew_forget_the_cache(model, tokenizer, letters, kind):
 # Tokens that are guessed ahead
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 0.3, "seed": 1}])
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0}, {"temperature": 0.3, "seed": 1}, {"temperature": 0, "frequency_penalty": -0.1}]
+)
 def test_guesses_change_no_bit_and_save_steps(model, tokenizer, letters, settings, compiled):
     sampling = Sampling(max_tokens=60, logprobs=1, logit_bias=letters | {97: 4.0}, **settings)  # it repeats itself
     prompt = list(b"aaaab aaaac aaaaad")
@@ -416,6 +447,9 @@ def test_ids_beyond_the_tokenizer_are_never_chosen(tokenizer):
         {"top_k": -1},
         {"min_p": 2},
         {"repetition_penalty": 0},
+        {"presence_penalty": 2.1},
+        {"frequency_penalty": -2.1},
+        {"frequency_penalty": math.nan},
         {"max_tokens": 0},
         {"stop": "text"},
         {"stop": [""]},
@@ -527,6 +561,25 @@ def test_the_calculator_answers_inside_the_loop(tokenizer, expression, output):
     assert mask[-len(answer.ids) :].tolist() == answer.mask
 
 
+def test_penalties_leave_tool_calls_alone(tokenizer):
+    """What the script says is 20 above all else, so the text can have nine ones and not a tenth: the call can. Its own
+    twos do not count."""
+    said, expression, output = "111111111 ", "1*222222222222", "222222222222"
+    call = say(tokenizer, said, "<|python_start|>", expression, "<|python_end|>")
+    script = [*call, *say(tokenizer, "?" * (len(output) + 2), "2 done", "<|assistant_end|>")]
+    sampling = Sampling(temperature=0, max_tokens=60, frequency_penalty=2, presence_penalty=2)
+    _, answer = collect(scripted(tokenizer, script), sampling)
+    assert [part["text"] for part in answer.parts] == [said, expression, output, "2 done"]
+    assert not collect(scripted(tokenizer, say(tokenizer, "1" * 10)), sampling)[1].text.startswith("1" * 10)
+
+
+def test_penalties_go_on_in_a_begun_answer(fresh, letters):
+    sampling = Sampling(temperature=0, max_tokens=30, logprobs=1, logit_bias=letters, frequency_penalty=1)
+    whole = fresh.generate([[1, 2, 3]], sampling)[0]
+    begun = dataclasses.replace(sampling, begin=whole.ids[:20], max_tokens=10)
+    same(fresh.generate([[1, 2, 3]], begun)[0], whole)
+
+
 def test_a_begun_answer_goes_on_as_it_went_and_runs_no_tool_twice(tokenizer):
     whole = ask_calculator(tokenizer, "12*34", "408")
     end = whole.ids.index(tokenizer.special["<|output_end|>"]) + 1
@@ -612,7 +665,8 @@ class Asked:
     """What the sampler sees of a request."""
 
     def __init__(self, seed: int = 0, **settings):
-        self.sampling, self.seed, self.bias, self.seen, self.grammar = Sampling(**settings), seed, None, None, None
+        self.sampling, self.seed = Sampling(**settings), seed
+        self.bias = self.seen = self.counts = self.grammar = None
         self.answer = type("Answer", (), {"ids": []})
 
 

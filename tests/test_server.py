@@ -234,6 +234,18 @@ def test_stop_strings_bias_and_length(real, tiny_tokenizer):
     assert text_of(stream) == "aaaaa"
 
 
+def test_penalties_are_those_of_the_engine(real, checkpoint, tiny_tokenizer):
+    prompt = tiny_tokenizer.render_for_completion({"messages": HELLO}).tolist()
+    engine = Engine(checkpoint[1], tiny_tokenizer, max_batch=1, weights="bfloat16")
+    ask = {"model": "nanochat-tiny", "messages": HELLO, "temperature": 0, "max_tokens": 40}
+    texts = []
+    for penalties in ({}, {"frequency_penalty": 1.5}, {"presence_penalty": 2, "frequency_penalty": 0}):
+        (expected,) = engine.generate([prompt], Sampling(max_tokens=40, temperature=0, **penalties))
+        texts.append(real.chat.completions.create(**ask, **penalties).choices[0].message.content)
+        assert texts[-1] == expected.text
+    assert len(set(texts)) > 1
+
+
 def test_plain_completions(real, tiny_tokenizer):
     ask = {"model": "nanochat-tiny", "max_tokens": 12, "temperature": 0}
     whole = real.completions.create(**ask, prompt=["The sky", "The grass"], n=2, logprobs=2)
@@ -365,7 +377,8 @@ BAD_CHATS = {
         chat(response_format={"type": "json_schema", "json_schema": {"schema": {"enum": ["x" * 99_999]}}}),
         "65,536",
     ),
-    "a penalty that we lack": (chat(frequency_penalty=1), "repetition_penalty"),
+    "a penalty that is too strong": (chat(frequency_penalty=2.1), "frequency_penalty"),
+    "a reward that is too strong": (chat(presence_penalty=-3), "presence_penalty"),
     "no JSON": ("{", "JSON"),
     "a list": ("[]", "JSON object"),
     "a deep nest": ("[" * 100_000, "body"),
@@ -453,9 +466,9 @@ ODD = st.recursive(
     max_leaves=8,
 )
 FIELDS = st.sampled_from(
-    """model messages prompt max_tokens max_completion_tokens temperature top_p top_k min_p repetition_penalty n seed
-    stop logit_bias stream_options logprobs top_logprobs tools tool_choice response_format echo suffix best_of text
-    texts""".split()
+    """model messages prompt max_tokens max_completion_tokens temperature top_p top_k min_p repetition_penalty
+    presence_penalty frequency_penalty n seed stop logit_bias stream_options logprobs top_logprobs tools tool_choice
+    response_format echo suffix best_of text texts""".split()
 )
 
 
@@ -584,6 +597,16 @@ def test_an_update_is_seen_at_once(server):
         assert first.headers["cache-control"] == "no-cache"
     again = server.get(path, headers={"If-None-Match": first.headers["etag"]})
     assert again.status_code == 304 and again.headers["cache-control"] == "no-cache"
+
+
+def test_head_says_what_get_says_without_the_body(server):
+    for path in ("/", "/health", "/training", "/ui/chat.js", "/v1/models", "/metrics", "/nothing"):
+        whole, head = server.get(path), server.head(path)
+        assert (head.status_code, head.content) == (whole.status_code, b"") and whole.content
+        assert head.headers["content-type"] == whole.headers["content-type"]
+        assert path == "/metrics" or head.headers["content-length"] == whole.headers["content-length"]
+    assert server.head("/v1/chat/completions").status_code == 405
+    assert server.get("/health").status_code == 200  # the connection is still in step
 
 
 def test_security_headers(server):
@@ -753,17 +776,15 @@ def test_a_reader_that_stops_slows_nobody():
         slow.close()
 
 
-def test_a_reader_that_never_reads_is_hung_up_on():
+def test_a_reader_that_never_reads_is_hung_up_on(caplog):
     engine = ScriptedEngine(byte_tokenizer(), lambda prompt: say(*["x" * 4000] * 4000))  # 16 MB: more than buffers hold
-    with asking(engine, Settings(patience=0.5)) as client:
+    with caplog.at_level(logging.INFO, logger="nanochat.server"), asking(engine, Settings(patience=0.5)) as client:
         frozen = raw_post(client, chat(stream=True, max_tokens=4000), receive_buffer=4096)
-        wait_until(lambda: not engine.has_work and engine.generated)
-        wait_until(lambda: metrics(client)["nanochat_running"] == 0)
-        time.sleep(2)
+        wait_until(lambda: "a client stopped reading" in caplog.text)
         received = b""
         while data := frozen.recv(1 << 16):
-            received = data
-        assert b"[DONE]" not in received
+            received = (received + data)[-100:]
+        assert received and b"[DONE]" not in received
         frozen.close()
 
 
