@@ -14,7 +14,7 @@ import torch
 from nanochat.common import Dist, Progress, tokens_at_once
 from nanochat.core_eval import pad
 from nanochat.engine import Completion, Sampling
-from nanochat.score import Score
+from nanochat.score import Score, fingerprint
 
 CHAT_CORE = ("ARC-Easy", "ARC-Challenge", "MMLU", "GSM8K", "HumanEval", "Spelling")
 PASS_AT = (1, 2, 4, 8, 16, 32, 64, 100)
@@ -77,7 +77,8 @@ def evaluate(
     pass_at = {k: sum(pass_at_k(num_samples, c, k) for c in counts) / count for k in PASS_AT if k <= num_samples > 1}
     items = [transcripts[index] for index in sorted(transcripts)]
     verdicts = [c > 0 for c in counts]
-    return Score(task.name, sum(verdicts), count, task.chance, cut, pass_at, verdicts, items)
+    asked = fingerprint(task[index] for index in range(count))
+    return Score(task.name, sum(verdicts), count, task.chance, cut, pass_at, verdicts, items, asked=asked)
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ import torch
 
 from nanochat.common import Dist, Progress, tokens_at_once
 from nanochat.files import read_jsonl
-from nanochat.score import Score
+from nanochat.score import Score, fingerprint
 
 URL = "https://karpathy-public.s3.us-west-2.amazonaws.com/eval_bundle.zip"  # all files below, and eval_meta_data.csv
 BASELINES = "eval_meta_data.csv"
@@ -134,7 +134,8 @@ def evaluate_task(model, tokenizer, task, rows, chance, max_items=None, dist=Dis
     dist.all_reduce(right)
     dist.all_reduce(cut)
     verdicts = [v > 0 for v in right.tolist()]
-    return Score(task.name, sum(verdicts), count, chance, cut=int(cut), verdicts=verdicts)
+    asked = fingerprint(rows[:count])
+    return Score(task.name, sum(verdicts), count, chance, cut=int(cut), verdicts=verdicts, asked=asked)
 
 
 def read_items(folder: Path, name: str, count: int) -> list[str]:
