@@ -198,6 +198,13 @@ class Batches:
         self.position = start | (position or {})  # also how many items were left out or cut before this block
         self.progress = None if epochs is None else 0.0
 
+    def steps(self) -> int | None:
+        """About how many there are in all epochs, if all blocks are like the first; None if it goes on for ever."""
+        if self.epochs is None:
+            return None
+        blocks = sum(self.source.blocks(0, shard) for shard in range(self.source.shards))
+        return -(-len(self.source.block(0, 0, 0).inputs) * blocks * self.epochs // self.rows)
+
     def __iter__(self) -> Iterator[list[Batch]]:
         buffer: list[tuple[np.ndarray, np.ndarray]] = []
         for position, done, row in self._rows():

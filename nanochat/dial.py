@@ -20,6 +20,7 @@ from nanochat.common import Dist, compute_dtype, describe_machine, format_second
 from nanochat.engine import Engine, Sampling
 from nanochat.gpt import GPT, GPTConfig
 from nanochat.gpus import peak_flops, price_an_hour
+from nanochat.lora import merged
 from nanochat.muon import Muon
 from nanochat.optim import families
 from nanochat.tokenizer import Tokenizer
@@ -194,14 +195,21 @@ def rehearse(
         return f"loss {loss:.4f}"
 
     def answer() -> str:
-        engine = Engine(model, tokenizer, max_batch=1)
+        engine = Engine(merged(model), tokenizer, max_batch=1)
         (completion,) = engine.generate([[tokenizer.bos_id]], Sampling(max_tokens=8, temperature=0.0))
         return repr(completion.text)
 
     def save(folder: str) -> str:
         path, tensors = Path(folder) / "rehearsal", checkpoint_manager.tensors_of(optimizers)
         checkpoint_manager.save(
-            path, model, tokenizer, stage=stage, state=state, settings=settings, optimizer_tensors=tensors, dist=dist
+            path,
+            merged(model),
+            tokenizer,
+            stage=stage,
+            state=state,
+            settings=settings,
+            optimizer_tensors=tensors,
+            dist=dist,
         )
         return f"{sum(file.stat().st_size for file in path.rglob('*') if file.is_file()) / 1e6:,.0f} MB"
 

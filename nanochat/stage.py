@@ -25,11 +25,13 @@ from nanochat.common import (
     training_dtype,
 )
 from nanochat.dataloader import Batches, ChatSource
+from nanochat.dial import rehearse
 from nanochat.gpt import GPT
 from nanochat.gpus import peak_flops
 from nanochat.lora import LowRankAdamW, merged
 from nanochat.loss_eval import evaluate_loss
 from nanochat.optim import build_optimizers
+from nanochat.rows import show_rows
 from nanochat.runlog import open_log, shown
 from nanochat.tokenizer import Tokenizer
 from nanochat.trainer import BadData, RunDiverged, State, Step, every, fit, next_token_loss
@@ -271,6 +273,8 @@ class ChatConfig(TuneConfig):
     """tokens of a whole optimizer step; by default that of the model to start from"""
     epochs: int = 1
     """passes through the mixture; with --minutes or --num_iterations as many as fit"""
+    dry_run: bool = False
+    """only show what is learned from, and rehearse a step, an evaluation, an answer and a checkpoint"""
 
 
 def train_chat(
@@ -313,20 +317,13 @@ def train_chat(
         counts = {"left out": batches.position["skipped"], "cut": batches.position["cut"]}
         return values | {f"conversations {name}": count for name, count in counts.items() if count}
 
+    run = {"model": start.model, "tokenizer": start.tokenizer, "optimizers": optimizers, "batches": batches}
+    run |= {"evaluate": evaluate, "stage": stage, "dist": dist}
+    if cfg.dry_run:
+        show_rows(batches, start.tokenizer, dist)
+        return rehearse(**run, settings=cfg, num_iterations=cfg.num_iterations or batches.steps())
     state = train(
-        cfg,
-        dist,
-        stage=stage,
-        tag=tag,
-        title=title,
-        model=start.model,
-        tokenizer=start.tokenizer,
-        optimizers=optimizers,
-        batches=batches,
-        schedule=schedule,
-        num_iterations=cfg.num_iterations,
-        evaluate=evaluate,
-        checkpoint=checkpoint,
+        cfg, **run, tag=tag, title=title, schedule=schedule, num_iterations=cfg.num_iterations, checkpoint=checkpoint
     )
     if batches.position["skipped"] or batches.position["cut"]:
         dist.print(
