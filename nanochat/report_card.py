@@ -12,7 +12,7 @@ from pathlib import Path
 
 from nanochat.common import STAGES, base_dir, format_seconds
 from nanochat.gpus import price_an_hour
-from nanochat.report_page import Bar, Bars, Commands, Curve, Curves, Fold, Heading, Samples, Table, Text, Tiles
+from nanochat.report_page import Bar, Bars, Commands, Curve, Curves, Fold, Heading, Samples, Table, Text, Tiles, short
 from nanochat.report_section import Section
 from nanochat.tokenizer import Tokenizer
 
@@ -80,24 +80,24 @@ def _python() -> str:
 
 def _tiles(sections: list[Section], hourly_price: float | None, started: float | None) -> Tiles:
     seconds = [s.seconds for s in sections if s.seconds]
-    costs = [cost for s in sections if (cost := _cost(s, hourly_price))]
+    costs = [cost for s in sections if (cost := cost_of(s, hourly_price))]
     ended = max((s.written for s in sections if s.written), default=0.0)
     if started and ended - started > 1:
         tiles = [(format_seconds(ended - started), "from start to end")]
     else:
         tiles = [(format_seconds(sum(seconds)), "time of all stages")] if seconds else []
-    tiles += [(_money(sum(costs)), "estimated cost")] if costs else []
+    tiles += [(money(sum(costs)), "estimated cost")] if costs else []
     trained = next((s for s in sections if s.name == "base_train"), None)
     for label, meaning in (("parameters", "parameters"), ("tokens", "tokens of pretraining")):
         if trained and (value := trained.figure(label)) is not None:
-            tiles.append((_short(value), meaning))
+            tiles.append((short(value), meaning))
     for label, stages in (("val_bpb", ["base"]), ("CORE", ["base"]), ("ChatCORE", reversed(STAGES))):
-        values = [value for stage in stages if (value := _stage_figure(sections, stage, label)) is not None]
-        tiles += [(_show(label, values[0]), LABELS.get(label, label))] if values else []
+        values = [value for stage in stages if (value := stage_figure(sections, stage, label)) is not None]
+        tiles += [(show(label, values[0]), LABELS.get(label, label))] if values else []
     return Tiles(tiles)
 
 
-def _stage_figure(sections: list[Section], stage: str, label: str) -> float | None:
+def stage_figure(sections: list[Section], stage: str, label: str) -> float | None:
     """A figure of a stage: an evaluation, which comes later, counts before what was measured during training."""
     values = [s.figure(label) for s in sections if s.stage == stage]
     return next((value for value in reversed(values) if value is not None), None)
@@ -106,7 +106,7 @@ def _stage_figure(sections: list[Section], stage: str, label: str) -> float | No
 def _explained(sections: list[Section]) -> list[Text]:
     """What the figures of the summary mean."""
     texts = []
-    if any(_stage_figure(sections, stage, "val_bpb") is not None for stage in STAGES):
+    if any(stage_figure(sections, stage, "val_bpb") is not None for stage in STAGES):
         texts.append(
             "Bits per byte: what a byte of text that it has never read still takes when the model guesses what comes "
             "next. 8 is no idea; less is better."
@@ -123,8 +123,8 @@ def _summary(sections: list[Section]) -> Table | Text:
     """A row a metric, a column for each stage that was measured."""
     rows: dict[str, dict[str, str]] = {}  # name as shown -> cell by stage
     for label in ("val_bpb", "CORE", "ChatCORE"):
-        values = {stage: _stage_figure(sections, stage, label) for stage in STAGES}
-        if cells := {stage: _show(label, value) for stage, value in values.items() if value is not None}:
+        values = {stage: stage_figure(sections, stage, label) for stage in STAGES}
+        if cells := {stage: show(label, value) for stage, value in values.items() if value is not None}:
             rows[LABELS.get(label, label)] = cells
     core = rows.pop("ChatCORE", None)  # it sums up the tasks, so it stands below them
     evaluations = [s for s in sections if s.name.startswith("chat_eval") and s.stage]
@@ -163,9 +163,11 @@ def _contamination(section: Section) -> str:
         without = score["unseen_accuracy"] if score["seen"] else None
         right = "" if without is None else f", {without:.1%} right without"
         found.append(f"{score['name']} {score['seen']:,.0f} of {score['checked']:,.0f}{right}")
-    short = any(not score["checked"] for score in looked)
+    too_short = any(not score["checked"] for score in looked)
     texts = [f"In the training text: {'; '.join(found)}."] * bool(found)
-    texts += [f"{'The other questions' if found else 'The questions'} are too short to be looked for there."] * short
+    texts += [
+        f"{'The other questions' if found else 'The questions'} are too short to be looked for there."
+    ] * too_short
     return " ".join(texts)
 
 
@@ -206,25 +208,25 @@ def _costs(sections: list[Section], hourly_price: float | None) -> list:
     timed = [section for section in sections if section.seconds]
     if not timed:
         return [Text("No script has reported its time yet.")]
-    total, costs = sum(s.seconds for s in timed), [_cost(s, hourly_price) for s in timed]
+    total, costs = sum(s.seconds for s in timed), [cost_of(s, hourly_price) for s in timed]
     names = {"tokens": "Tokens", "tokens_per_second": "Tokens/s", "mfu": "MFU", "peak_memory": "Peak memory"}
     columns, rows = [name for name in names if any(name in section.metrics for section in timed)], []
     for section, cost in zip(timed, costs):
-        figures = [_show(c, section.metrics[c]) if c in section.metrics else NONE for c in columns]
-        rows.append([section.title, format_seconds(section.seconds), *figures, NONE if cost is None else _money(cost)])
+        figures = [show(c, section.metrics[c]) if c in section.metrics else NONE for c in columns]
+        rows.append([section.title, format_seconds(section.seconds), *figures, NONE if cost is None else money(cost)])
     known = [cost for cost in costs if cost is not None]
-    rows.append(["Total", format_seconds(total), *[""] * len(columns), _money(sum(known)) if known else NONE])
+    rows.append(["Total", format_seconds(total), *[""] * len(columns), money(sum(known)) if known else NONE])
     header = ["Stage", "Time", *(names[column] for column in columns), "Cost"]
     blocks = [Table(header, rows, total=True)]
     prices = dict.fromkeys(price[1] for s in timed if (price := price_an_hour(s.machine)))
-    basis = "; ".join(prices) if hourly_price is None else f"{_money(hourly_price)} an hour"
+    basis = "; ".join(prices) if hourly_price is None else f"{money(hourly_price)} an hour"
     blocks += [Text(f"Costs that a script does not state are estimated: {basis}.")] if known and basis else []
     share = lambda s: f"{format_seconds(s.seconds)}, {s.seconds / total:.0%}"  # noqa: E731
     bars = [Bar(s.title, s.seconds / total, share(s), _kind(s)) for s in timed]
     return [*blocks, Bars([("Where the time went", bars)])]
 
 
-def _cost(section: Section, hourly_price: float | None) -> float | None:
+def cost_of(section: Section, hourly_price: float | None) -> float | None:
     """Dollars: what the script says, else its time at the machine's price."""
     if (stated := section.figure("cost")) is not None or not section.seconds:
         return stated
@@ -235,7 +237,7 @@ def _cost(section: Section, hourly_price: float | None) -> float | None:
 def _details(section: Section, samples: bool) -> list:
     blocks = [Text(note) for note in section.notes]
     if section.metrics:
-        rows = [[_label(label), _show(label, v)] for label, v in section.metrics.items()]
+        rows = [[label_of(label), show(label, v)] for label, v in section.metrics.items()]
         blocks.append(Table(["", ""], rows))
     if not section.name.startswith("chat_eval") and (bars := _score_bars([section])):
         blocks.append(Fold(f"{len(bars.groups)} scores", [bars]))
@@ -260,12 +262,12 @@ def _comparison(comparison: dict) -> list:
     return [Table([name, *columns], [[what, *map(shown, row)] for what, row in rows]), Fold("As bars", [Bars(bars)])]
 
 
-def _label(metric: str) -> str:
+def label_of(metric: str) -> str:
     held_out = f"held-out loss, {metric[5:]}" if metric.startswith("loss ") else metric.replace("_", " ")
     return LABELS.get(metric, held_out)
 
 
-def _show(label: str, value: float | int | str) -> str:
+def show(label: str, value: float | int | str) -> str:
     """A metric as a person reads it: ("mfu", 0.5123) -> "51.2%"."""
     if isinstance(value, str):
         return value
@@ -274,19 +276,13 @@ def _show(label: str, value: float | int | str) -> str:
     if label == "peak_memory":
         return f"{value / 2**30:,.2f} GiB"
     if label == "cost":
-        return _money(value)
+        return money(value)
     if isinstance(value, int) or abs(value) >= 1000:
         return f"{value:,.0f}"
     return f"{value:.4f}" if label.endswith(("bpb", "CORE")) else f"{value:.4g}"
 
 
-def _short(value: float) -> str:
-    """11_534_336 -> "11.5 M"."""
-    unit, size = next(((u, s) for u, s in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)) if value >= s), ("", 1))
-    return f"{value / size:.3g} {unit}".strip()
-
-
-def _money(dollars: float) -> str:
+def money(dollars: float) -> str:
     return "under 1¢" if 0 < dollars < 0.01 else f"${dollars:,.2f}"
 
 

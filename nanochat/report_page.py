@@ -107,6 +107,12 @@ class Fold:
     blocks: list = field(default_factory=list)
 
 
+def short(value: float) -> str:
+    """11_534_336 -> "11.5 M"."""
+    unit, size = next(((u, s) for u, s in (("T", 1e12), ("B", 1e9), ("M", 1e6), ("k", 1e3)) if value >= s), ("", 1))
+    return f"{value / size:.3g} {unit}".strip()
+
+
 def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")
 
@@ -131,11 +137,11 @@ def fenced(text: str) -> str:
     return f"{fence}text\n{text}\n{fence}"
 
 
-def sparkline(values: list[float], width: int = 40) -> str:
-    """A curve as characters: [3, 2, 1] -> "█▄▁"."""
-    step = max(1, len(values) / width)
+def sparkline(values: list[float], width: int = 40, low: float | None = None, high: float | None = None) -> str:
+    """A curve as characters: [3, 2, 1] -> "█▄▁". `low` and `high` are the scale, by default the curve's own."""
+    step = max(1, len(values) / max(1, width))
     values = [values[int(i * step)] for i in range(int(len(values) / step))]
-    low, high = min(values), max(values)
+    low, high = min(values) if low is None else low, max(values) if high is None else high
     return "".join("▁▂▃▄▅▆▇█"[round(7 * (v - low) / (high - low)) if high > low else 0] for v in values)
 
 
@@ -158,7 +164,7 @@ def _markdown(block) -> str:
             drawn = lambda bar: f"  {bar.label:<{width}}  {'█' * round(30 * bar.value):<30}  {bar.text}"  # noqa: E731
             return fenced("\n".join("\n".join([group, *map(drawn, bars)]) for group, bars in groups))
         case Curves(panels):
-            return fenced("\n".join(_text_curve(title, c, len(curves)) for title, curves in panels for c in curves))
+            return fenced("\n".join(line for title, curves in panels for line in text_curves(title, curves)))
         case Samples(samples):
             return "\n\n".join(fenced(f"> {s.prompt}\n{tool_text(s.answer)}{verdict(s)}") for s in samples)
         case Commands(commands):
@@ -169,10 +175,18 @@ def _markdown(block) -> str:
     raise TypeError(block)
 
 
-def _text_curve(title: str, curve: Curve, count: int) -> str:
-    name = title if count == 1 else f"{title}, {curve.name}"
-    line = f"{name}: {sparkline(curve.y)} {curve.y[0]:.4g} -> {curve.y[-1]:.4g} {curve.y_label}"
-    return " ".join(line.split())
+def text_curves(title: str, curves: list[Curve]) -> list[str]:
+    """A line for each curve of a picture; all have one scale, to the right and upwards."""
+    values, longest = [smooth(curve.y) for curve in curves], max(curve.x[-1] for curve in curves)
+    low, high = min(map(min, values)), max(map(max, values))
+    names = [" ".join((title if len(curves) == 1 else f"{title}, {curve.name}").split()) + ":" for curve in curves]
+    lines = []
+    for name, curve, y in zip(names, curves, values):
+        width = max(1, round(40 * curve.x[-1] / longest)) if longest > 0 else 40
+        drawn = sparkline(y, width, low, high).ljust(min(40, max(map(len, values))))
+        unit = " ".join(curve.y_label.split())
+        lines.append(f"{name:<{max(map(len, names))}} {drawn} {y[0]:.4g} -> {y[-1]:.4g} {unit}".rstrip())
+    return lines
 
 
 def verdict(sample: Sample) -> str:
@@ -334,6 +348,9 @@ def draw(name: str, curves: list[Curve]) -> str:
             axes.set_yscale("log")
             axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")
             axes.yaxis.set_minor_formatter(lambda value, _: "")
+        if max(x for curve in curves for x in curve.x) >= 1e5:
+            axes.xaxis.set_major_formatter(lambda value, _: short(value))
+        axes.locator_params("x", nbins=6)
         axes.set_xlabel(curves[0].x_label)
         axes.set_ylabel(curves[0].y_label)
         axes.grid(color=grid, linewidth=0.6)

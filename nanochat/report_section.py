@@ -17,7 +17,7 @@ MOST = 1e15  # larger figures are no measurement, and pictures cannot show them
 
 @dataclass(frozen=True)
 class Section:
-    """Texts hold no control characters, figures are finite; `scores` have all keys, None for what is not known."""
+    """Texts hold no control characters, figures are finite; `scores` have all keys, None or "" for the unknown."""
 
     name: str
     title: str
@@ -107,7 +107,13 @@ def read_score(raw: dict) -> dict | None:
     score = {key: number(raw.get(key)) for key in SCORE}
     if score["accuracy"] is None and score["total"] and score["correct"] is not None:
         score["accuracy"] = score["correct"] / score["total"]
-    return None if score["accuracy"] is None else score | {"name": text(raw.get("name") or "task")}
+    if score["accuracy"] is None:
+        return None
+    # A character for each item; left out unless it is so.
+    marks = {"verdicts": r"[01]*", "asked": r"[0-9a-f]*"}
+    items = {key: text(raw.get(key) or "") for key in marks}
+    whole = all(re.fullmatch(form, items[key]) and len(items[key]) == score["total"] for key, form in marks.items())
+    return score | {"name": text(raw.get("name") or "task")} | (items if whole else dict.fromkeys(marks, ""))
 
 
 def read_comparison(raw: dict) -> dict | None:

@@ -326,6 +326,8 @@ keys = (
     "high",
     "chance",
     "y_label",
+    "verdicts",
+    "asked",
 )
 labels = ("val_bpb", "CORE", "cost", "mfu", "peak_memory", "parameters", "device", "cores", "ranks", "tokens")
 entry = st.dictionaries(
