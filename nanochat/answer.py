@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from nanochat.encyclopedia import look_up
 from nanochat.execution import calculate
 from nanochat.grammar import Grammar
 from nanochat.tokenizer import StreamDecoder
@@ -47,7 +48,7 @@ class Sampling:
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     """Added to the logits of these tokens."""
     tools: bool = True
-    """Run the calculator when the model asks for it."""
+    """Answer when the model asks the calculator or the encyclopedia."""
     python: bool = False
     """With tools: what the calculator refuses runs as a program in the sandbox."""
     begin: Sequence[int] = ()
@@ -166,7 +167,9 @@ class Answer:
         deltas = self.flush()
         if name == "<|python_end|>" and self.kind == "python" and self.sampling.tools:
             code = self.parts[-1]["text"] if self.parts and self.parts[-1]["type"] == "python" else ""
-            result = calculate(code)
+            result = look_up(code)
+            if result is None:
+                result = calculate(code)
             if result is not None or not self.sampling.python:
                 self.hear("error" if result is None else result)
             elif self.tokenizer.special["<|output_end|>"] not in self.forced:  # else it was begun with the output

@@ -529,10 +529,10 @@ def test_what_may_begin_a_stop_string_waits(tokenizer):
 
 
 # ---------------------------------------------------------------------------------------------------------------------
-# The calculator
+# Tools
 
 
-def ask_calculator(tokenizer, expression: str, output: str, **settings) -> Completion:
+def ask_tool(tokenizer, expression: str, output: str, **settings) -> Completion:
     before = say(tokenizer, "so ", "<|python_start|>", expression, "<|python_end|>")
     forced = say(tokenizer, "<|output_start|>", output, "<|output_end|>")
     # The script must not say what the engine forces: where those tokens stand, it says something else.
@@ -541,9 +541,12 @@ def ask_calculator(tokenizer, expression: str, output: str, **settings) -> Compl
     return answer
 
 
-@pytest.mark.parametrize("expression, output", [("12*34", "408"), ("__import__('os')", "error")])
-def test_the_calculator_answers_inside_the_loop(tokenizer, expression, output):
-    answer = ask_calculator(tokenizer, expression, output, logprobs=0)
+@pytest.mark.parametrize(
+    "expression, output",
+    [("12*34", "408"), ("__import__('os')", "error"), ("look up the flumbrick", "nothing found")],
+)
+def test_a_tool_answers_inside_the_loop(tokenizer, expression, output):
+    answer = ask_tool(tokenizer, expression, output, logprobs=0)
     assert answer.parts == [
         {"type": "text", "text": "so "},
         {"type": "python", "text": expression},
@@ -581,17 +584,17 @@ def test_penalties_go_on_in_a_begun_answer(fresh, letters):
 
 
 def test_a_begun_answer_goes_on_as_it_went_and_runs_no_tool_twice(tokenizer):
-    whole = ask_calculator(tokenizer, "12*34", "408")
+    whole = ask_tool(tokenizer, "12*34", "408")
     end = whole.ids.index(tokenizer.special["<|output_end|>"]) + 1
     for kept in (3, 5, end - 1, end, end + 2):
-        again = ask_calculator(tokenizer, "12*34", "408", begin=whole.ids[:kept])
+        again = ask_tool(tokenizer, "12*34", "408", begin=whole.ids[:kept])
         assert (again.ids, again.parts) == (whole.ids, whole.parts)
     changed = [*whole.ids[: end - 2], *say(tokenizer, "9")]  # another output than the calculator's stays
-    assert ask_calculator(tokenizer, "12*34", "408", begin=changed).ids[: len(changed)] == changed
+    assert ask_tool(tokenizer, "12*34", "408", begin=changed).ids[: len(changed)] == changed
 
 
 def test_without_tools_nothing_is_forced(tokenizer):
-    answer = ask_calculator(tokenizer, "1+1", "2", tools=False)
+    answer = ask_tool(tokenizer, "1+1", "2", tools=False)
     assert all(answer.mask)
     assert answer.parts[-1]["text"] == "???done"
 

