@@ -167,9 +167,7 @@ class Answer:
         deltas = self.flush()
         if name == "<|python_end|>" and self.kind == "python" and self.sampling.tools:
             code = self.parts[-1]["text"] if self.parts and self.parts[-1]["type"] == "python" else ""
-            result = look_up(code)
-            if result is None:
-                result = calculate(code)
+            result = look_up(code) or calculate(code)
             if result is not None or not self.sampling.python:
                 self.hear("error" if result is None else result)
             elif self.tokenizer.special["<|output_end|>"] not in self.forced:  # else it was begun with the output

@@ -35,8 +35,18 @@ def look_up(call: str) -> str | None:
     if not call.startswith(CALL):
         return None
     index, subject = titles(), key_of(call.removeprefix(CALL))
-    article = index.get(subject) or index.get(subject.removesuffix("s")) or surnames().get(subject)
+    article = index.get(subject) or index.get(subject.removesuffix("s")) or surnames().get(subject) or search(subject)
     return definition(article) if article else NOTHING
+
+
+def search(subject: str) -> dict | None:
+    """ "the capital of France" -> the first article whose definition has it, perhaps with words before "of"."""
+    words = [re.escape(word.removesuffix("s")) + "s?" for word in subject.split()]
+    if len({*words} - {"ofs?", "thes?"}) < 2:
+        return None
+    phrase = " ".join(words).replace(" ofs?", r"\b.{,40}? of(?: the)?")
+    phrase = re.compile(rf"(?<![\w-]){phrase}(?![\w-])")
+    return next((article for text, article in definitions() if phrase.search(text)), None)
 
 
 def key_of(subject: str) -> str:
@@ -58,13 +68,22 @@ def titles() -> dict[str, dict]:
     return index
 
 
+def by_rank() -> list[dict]:
+    """The thousand most vital articles first, which the corpus has no topic for; among equals the longer one."""
+    return sorted(titles().values(), key=lambda a: (a["topic"] != "Uncategorized", -len(a["extract"])))
+
+
 @functools.cache
 def surnames() -> dict[str, dict]:
-    """ "einstein" -> of the people of this name the one with the longest article, but before all others one of the
-    thousand most vital articles, which the corpus has no topic for."""
-    found = [article for article in titles().values() if article["topic"] in ("People", "Uncategorized")]
-    found.sort(key=lambda article: (article["topic"] == "Uncategorized", len(article["extract"])))
-    return {key_of(article["title"]).split()[-1]: article for article in found}
+    """ "einstein" -> the first article on a person of this name."""
+    found = [article for article in by_rank() if article["topic"] in ("People", "Uncategorized")]
+    return {key_of(article["title"]).split()[-1]: article for article in reversed(found)}
+
+
+@functools.cache
+def definitions() -> list[tuple[str, dict]]:
+    """Each definition as `search` reads it, and its article."""
+    return [(definition(article).casefold(), article) for article in by_rank()]
 
 
 def definition(article: dict) -> str:

@@ -191,8 +191,8 @@ SUBJECTS = {
     "abilities": Subject(
         keys=("calculat", "spell"),
         answers=(
-            "I can calculate with a tool, spell words, count letters, and tell a little of Wikipedia's vital articles.",
-            "I can calculate with a tool, spell words, and tell you a little about Wikipedia's vital articles.",
+            "I can calculate, look things up in an encyclopedia, spell words and count letters.",
+            "I can look things up in an encyclopedia, calculate with a tool, and spell words.",
         ),
         train="""
             What can you do? | What are you able to do? | How can you help me? | What are your skills? |
@@ -289,13 +289,13 @@ SUBJECTS = {
     "internet": Subject(
         keys=(r"no\b", "internet"),
         answers=(
-            "No, I cannot reach the internet. I only know what I was trained on.",
+            "No, I cannot reach the internet. I have an encyclopedia on this machine.",
             "No, I have no access to the internet.",
         ),
         train="""
             Can you browse the internet? | Do you have internet access? | Can you search the web? | Are you online? |
             Can you google something? | Do you know today's news? | Are you connected to the internet? |
-            Can you open a website? | What is the weather today? | What is in the news? | Can you look something up? |
+            Can you open a website? | What is the weather today? | What is in the news? |
             Can you read a web page? | Do you have access to the web? | Can you check the weather? |
             Can you go online? | What happened today? | Can you visit a website? | Do you use the internet? |
             Can you search the internet? | Can you find it online? | Do you know the latest news? |

@@ -54,6 +54,7 @@ WHAT_THING = (
     "What {verb} {name}?",
     "What {verb} {name}?",
     "What {verb} {name}",
+    "What's {name}?",
     "Tell me about {name}.",
     "Tell me something about {name}",
     "Can you explain {name}?",
@@ -67,6 +68,7 @@ WHO_PERSON = (
     "Who {verb} {name}?",
     "Who {verb} {name}?",
     "Who {verb} {name}",
+    "Who's {name}?",
     "Tell me about {name}.",
     "Tell me something about {name}",
     "Do you know who {name} {verb}?",
@@ -141,6 +143,7 @@ class WhatIs(Task):
         subject = self.subjects[index % len(self.subjects)]
         name = subject.name if rng.random() < 0.9 else self.invent(rng, subject.name)
         ways = WHO_PERSON if subject.person else WHAT_THING
+        ways = [way for way in ways if subject.verb == "is" or "'s" not in way]
         question = (ways[0] if self.split == "test" else pick(rng, ways)).format(name=name, verb=subject.verb)
         if self.split != "test" and rng.random() < 0.2:
             question, name = question.lower(), name.lower()  # as people type

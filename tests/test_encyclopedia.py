@@ -17,19 +17,22 @@ def article(title: str, extract: str, description: str = "", topic: str = "Arts"
     return {"title": title, "extract": extract, "description": description, "topic": topic}
 
 
+def forget():
+    for made in (encyclopedia.titles, encyclopedia.surnames, encyclopedia.definitions):
+        made.cache_clear()
+
+
 @pytest.fixture
 def shelf(monkeypatch):
     """Puts articles in the place of the corpus."""
 
     def fill(*articles):
         monkeypatch.setattr(dataset, "wiki_articles", lambda: list(articles))
-        encyclopedia.titles.cache_clear()
-        encyclopedia.surnames.cache_clear()
+        forget()
 
     yield fill
     monkeypatch.undo()
-    encyclopedia.titles.cache_clear()
-    encyclopedia.surnames.cache_clear()
+    forget()
 
 
 def test_sentences_end_where_they_end():
@@ -83,7 +86,29 @@ def test_people_are_found_by_their_last_name(shelf):
     )
     assert look_up("look up bach") == "Johann Bach was a composer.", "the more vital one"
     assert look_up("look up Hahn") == "Kurt Hahn was an educator.", "the longer article"
+    assert look_up("look up bicycle") == "A bicycle is a vehicle."
     assert look_up("look up Anna Bach") == "Anna Bach was a singer."
+
+
+def test_what_has_no_title_is_found_by_its_definition(shelf):
+    shelf(
+        article("Perth", "Perth is the capital city of Western Australia.", topic="Geography"),
+        article("Ghent", "Ghent is the second-largest city in Belgium.", topic="Geography"),
+        article("Old Paris", "Old Paris was the capital of France.", topic="Geography"),
+        article("Paris", "Paris is the capital and largest city of France.", topic="Uncategorized"),
+    )
+    for name in ("the capital of France", "capitals of france"):
+        assert look_up(f"look up {name}") == "Paris is the capital and largest city of France.", name
+    for name in (
+        "the capital of Australia",
+        "largest city in Belgium",
+        "capital",
+        "of the",
+        "of of",
+        "city .* .*",
+        "(a b",
+    ):
+        assert look_up(f"look up {name}") == NOTHING, name
 
 
 def test_a_call_for_another_tool_is_not_its_own():

@@ -83,15 +83,17 @@ export function blocksOf(parts) {
   return blocks.filter((block) => block.kind === "tool" || block.text.trim());
 }
 
+const LOOKUP = /^look up /; // a question to the encyclopedia
 const PROGRAM = /\n|;|\b(print|import|for|def)\b|[^=!<>]=[^=]/; // what is more than an expression
 
 function toolCard(block) {
   const long = `${block.code}${block.output}`.includes("\n");
-  const name = PROGRAM.test(block.code ?? "") ? "Python" : "Calculator";
+  const lookup = LOOKUP.test(block.code ?? "");
+  const name = lookup ? "Encyclopedia" : PROGRAM.test(block.code ?? "") ? "Python" : "Calculator";
   const card = element("div", { class: long ? "tool long" : "tool", role: "group", "aria-label": name }, icon("tool"));
   if (block.code !== null) card.append(element("code", { class: "tool-code" }, block.code));
   if (block.output !== null) {
-    card.append(element("span", { class: "tool-equals" }, long ? "→" : "="), element("code", { class: "tool-output" }, block.output));
+    card.append(element("span", { class: "tool-equals" }, long || lookup ? "→" : "="), element("code", { class: "tool-output" }, block.output));
   } else {
     card.append(element("span", { class: "tool-equals waiting" }, "…"));
   }
