@@ -53,13 +53,13 @@ stage "Evaluation" python -m scripts.chat_eval -i sft -g quickstart --max_items=
 stage "Report" python -m nanochat.report generate
 
 printf '\nA talk with the model that you have just trained:\n'
-for question in "Who are you?" "What is the Moon?" "What is 1234 times 56?" 'How many "r" are in "strawberry"?'; do
+for question in "Who are you?" "What is the Moon?" "What is a flumbrick?" "What is 1234 times 56?" 'How many "r" are in "strawberry"?'; do
     printf '\n> %s\n' "$question"
     python -m scripts.chat_cli -g quickstart -p "$question"
 done
 cat <<END
 
-It has its own name, a calculator and the form of sentences; what it says about the world is mostly wrong.
+It knows who it is, asks a calculator and an encyclopedia, and says so when it finds nothing; it does not reason.
 
 Go on talking:   .venv/bin/python -m scripts.chat_web    in the browser
                  .venv/bin/python -m scripts.chat_cli    in the terminal

@@ -226,8 +226,8 @@ print(tokenizer.decode(model.generate(**inputs, max_new_tokens=100)[0], skip_spe
 """
 
 TOOL_WARNING = (
-    "It was trained to call a calculator between `<|python_start|>` and `<|python_end|>`; here nobody answers such a "
-    "call, so a result that stands behind one is invented."
+    "It was trained to ask a calculator and an encyclopedia between `<|python_start|>` and `<|python_end|>`; here "
+    "nobody answers such a call, so a result that stands behind one is invented."
 )
 
 

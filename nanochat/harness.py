@@ -94,7 +94,7 @@ class Harness:
 
     def generate_until(self, requests, **_) -> list[str]:
         """args (context, {"until": [...], "max_gen_toks": n, "do_sample": ..., ...}) -> what the model says, up to one
-        of the strings in `until`. In a conversation the calculator is at hand, as in our own evaluation."""
+        of the strings in `until`. In a conversation the tools are at hand, as in our own evaluation."""
         prompts, samplings = [], []
         for request in requests:
             context, options = request.args

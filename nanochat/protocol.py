@@ -169,7 +169,7 @@ class ChatRequest(SamplingRequest):
     @classmethod
     def refuse_tools(cls, value):
         if value:
-            raise ValueError("this model cannot call your functions; its own calculator runs in the server")
+            raise ValueError("this model cannot call your functions; its calculator and encyclopedia run in the server")
         return value
 
     @model_validator(mode="after")

@@ -31,7 +31,7 @@ ASKED = {  # what an item of a task is, for whoever has not read its code
     "Spelling": "words, letter by letter",
     "Topic": "which of four topics a text is about",
     "Identity": "who it is",
-    "WhatIs": "one sentence on a thing; its form counts, not its truth",
+    "WhatIs": "what a thing is, looked up in the encyclopedia and said word by word",
     "ARC-Easy": "science for schools, four choices",
     "ARC-Challenge": "harder science for schools, four choices",
     "MMLU": "exams of 57 subjects, four choices",

@@ -77,7 +77,7 @@ class MarkdownAnswer:
             languages = {"python": "python", "python_output": ""}
             blocks = [f"```{languages[kind]}\n{text.rstrip()}\n```\n" for kind, text in self.tool.items()]
             return "\n\n" + "".join(blocks) + "\n"
-        return f" `{' = '.join(self.tool.values())}` " if self.tool else ""
+        return f" `{' → '.join(self.tool.values())}` " if self.tool else ""
 
     def _print_finished(self) -> None:
         """A blank line outside of code ends a piece: nothing that comes later changes how it looks."""

@@ -25,9 +25,9 @@ SPECIAL_TOKENS = (
     "<|user_end|>",
     "<|assistant_start|>",
     "<|assistant_end|>",
-    "<|python_start|>",  # the assistant calls the calculator
+    "<|python_start|>",  # the assistant calls a tool
     "<|python_end|>",
-    "<|output_start|>",  # and this is what the calculator said
+    "<|output_start|>",  # and this is what the tool said
     "<|output_end|>",
 )
 TASK_BYTES = 1 << 20  # text that a thread encodes in one go

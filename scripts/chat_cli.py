@@ -65,8 +65,8 @@ class Config:
     max_tokens: int = 512
     """of an answer"""
     python: bool = False
-    """run the programs that the model writes, in the sandbox. Off, since the quickstart's models know only the
-    calculator"""
+    """run the programs that the model writes, in the sandbox. Off, since the quickstart's models know only
+    the calculator and the encyclopedia"""
     sandbox: Literal["strict", "basic"] = "strict"
     """least level of the sandbox for --python"""
     weights: Literal[KINDS] = "bfloat16"

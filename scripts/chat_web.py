@@ -66,8 +66,8 @@ class Config:
     max_tokens: int = 1024
     """default: tokens of an answer at most"""
     python: bool = False
-    """run the programs that the model writes, in the sandbox. Off, since the quickstart's models know only the
-    calculator, and running what strangers make a model write should be asked for"""
+    """run the programs that the model writes, in the sandbox. Off, since the quickstart's models know only
+    the calculator and the encyclopedia, and running what strangers make a model write should be asked for"""
     sandbox: Literal["strict", "basic"] = "strict"
     """least level of the sandbox for --python"""
 

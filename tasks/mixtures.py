@@ -11,7 +11,7 @@ from tasks.mental import MentalArithmetic
 from tasks.spelling import LetterCount, Spelling
 from tasks.wiki import Topic, WhatIs
 
-EXCHANGES = 4  # at most, in one conversation of the quickstart
+EXCHANGES = 3  # at most, in one conversation of the quickstart
 
 
 def mid_mixture(size: int = 60_000, seed: int = 1) -> TaskMixture:

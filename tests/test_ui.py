@@ -228,7 +228,7 @@ def test_a_tool_call_is_a_card(open_page, engine, size, watch):
     page = open_page(**size)
     answer = ask(page, "What is 1234 * 56?")
     card = answer.get_by_role("group", name="Calculator")
-    assert " ".join(card.inner_text().split()) == "1234 * 56 = 69104"
+    assert " ".join(card.inner_text().split()) == "1234 * 56 → 69104"
     assert answer.locator("strong").inner_text() == "69104"
     ask(page, "thanks")
     assert "1234 * 5669104it is" in engine.asked.text  # the model reads its call and the result again

@@ -61,7 +61,7 @@ export function tokenView(tokens, choose) {
   return element("div", { class: "token-view" }, text, legend);
 }
 
-const toolChip = (token) => element("code", { class: "token-tool" }, token.tool === "python_output" ? `= ${token.text}` : token.text);
+const toolChip = (token) => element("code", { class: "token-tool" }, token.tool === "python_output" ? `→ ${token.text}` : token.text);
 
 function tokenSpan(token, choose) {
   const span = element("span", {

@@ -88,14 +88,13 @@ const PROGRAM = /\n|;|\b(print|import|for|def)\b|[^=!<>]=[^=]/; // what is more 
 
 function toolCard(block) {
   const long = `${block.code}${block.output}`.includes("\n");
-  const lookup = LOOKUP.test(block.code ?? "");
-  const name = lookup ? "Encyclopedia" : PROGRAM.test(block.code ?? "") ? "Python" : "Calculator";
+  const name = LOOKUP.test(block.code ?? "") ? "Encyclopedia" : PROGRAM.test(block.code ?? "") ? "Python" : "Calculator";
   const card = element("div", { class: long ? "tool long" : "tool", role: "group", "aria-label": name }, icon("tool"));
   if (block.code !== null) card.append(element("code", { class: "tool-code" }, block.code));
   if (block.output !== null) {
-    card.append(element("span", { class: "tool-equals" }, long || lookup ? "→" : "="), element("code", { class: "tool-output" }, block.output));
+    card.append(element("span", { class: "tool-arrow" }, "→"), element("code", { class: "tool-output" }, block.output));
   } else {
-    card.append(element("span", { class: "tool-equals waiting" }, "…"));
+    card.append(element("span", { class: "tool-arrow waiting" }, "…"));
   }
   return card;
 }
