@@ -19,10 +19,10 @@ def mid_mixture(size: int = 60_000, seed: int = 1) -> TaskMixture:
     shares = [
         (Arithmetic("train"), 0.10),
         (MentalArithmetic("train"), 0.03),
-        (Spelling("train"), 0.29),
+        (Spelling("train"), 0.28),
         (LetterCount("train"), 0.12),
-        (Topic("train"), 0.10),
-        (WhatIs("train"), 0.22),
+        (Topic("train"), 0.13),
+        (WhatIs("train"), 0.20),
         (Identity("train"), 0.14),
     ]
     return TaskMixture([(task, round(share * size)) for task, share in shares], seed, EXCHANGES)
@@ -33,10 +33,10 @@ def sft_mixture(size: int = 24_000, seed: int = 2) -> TaskMixture:
     shares = [
         (Arithmetic("train"), 0.08),
         (MentalArithmetic("train"), 0.03),
-        (Spelling("train"), 0.27),
+        (Spelling("train"), 0.26),
         (LetterCount("train"), 0.11),
-        (Topic("train"), 0.12),
-        (WhatIs("train"), 0.20),
+        (Topic("train"), 0.14),
+        (WhatIs("train"), 0.19),
         (Identity("train"), 0.19),
     ]
     return TaskMixture([(task, round(share * size)) for task, share in shares], seed, EXCHANGES)

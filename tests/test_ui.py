@@ -70,6 +70,8 @@ def script(prompt: str) -> list[Delta]:
     asked = prompt[-200:]
     if "slow" in asked:
         return words("slowly " * 3000)
+    if "Moon" in asked:
+        return [Delta("look up the Moon", "python"), Delta("The Moon is " + "far " * 30, "python_output"), *say("Far.")]
     if "program" in asked:
         code = "for n in range(3):\n    print(n, n**2)"
         return [*say("See: "), Delta(code, "python"), Delta("0 0\n1 1\n2 4", "python_output"), *say("Squares.")]
@@ -235,6 +237,9 @@ def test_a_tool_call_is_a_card(open_page, engine, size, watch):
     program = ask(page, "a program").get_by_role("group", name="Python")
     assert program.locator(".tool-code").inner_text() == "for n in range(3):\n    print(n, n**2)"
     assert program.locator(".tool-output").inner_text() == "0 0\n1 1\n2 4"
+    found = ask(page, "What is the Moon?").get_by_role("group", name="Encyclopedia")
+    assert found.locator(".tool-code").inner_text() == "look up the Moon"
+    assert found.evaluate("card => card.scrollWidth <= card.clientWidth"), "sentences are wrapped, not cut off"
     assert fits(page) and not watch
 
 

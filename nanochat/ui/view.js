@@ -83,13 +83,15 @@ export function blocksOf(parts) {
   return blocks.filter((block) => block.kind === "tool" || block.text.trim());
 }
 
-const LOOKUP = /^look up /; // a question to the encyclopedia
+const LOOKUP = /^look up /; // a question to the encyclopedia, in words
 const PROGRAM = /\n|;|\b(print|import|for|def)\b|[^=!<>]=[^=]/; // what is more than an expression
 
 function toolCard(block) {
   const long = `${block.code}${block.output}`.includes("\n");
-  const name = LOOKUP.test(block.code ?? "") ? "Encyclopedia" : PROGRAM.test(block.code ?? "") ? "Python" : "Calculator";
-  const card = element("div", { class: long ? "tool long" : "tool", role: "group", "aria-label": name }, icon("tool"));
+  const words = LOOKUP.test(block.code ?? "");
+  const name = words ? "Encyclopedia" : PROGRAM.test(block.code ?? "") ? "Python" : "Calculator";
+  const look = `tool${long ? " long" : ""}${words ? " words" : ""}`;
+  const card = element("div", { class: look, role: "group", "aria-label": name }, icon(words ? "book" : "tool"));
   if (block.code !== null) card.append(element("code", { class: "tool-code" }, block.code));
   if (block.output !== null) {
     card.append(element("span", { class: "tool-arrow" }, "→"), element("code", { class: "tool-output" }, block.output));
