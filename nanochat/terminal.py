@@ -14,6 +14,7 @@ from rich.markdown import Markdown
 from nanochat.markdown import settle
 
 REDRAW_EVERY = 0.06  # seconds
+LONG_CALL = 40  # characters; a longer one stands in a paragraph of its own
 FENCE = re.compile(r"^ {0,3}```", re.MULTILINE)
 
 
@@ -77,7 +78,8 @@ class MarkdownAnswer:
             languages = {"python": "python", "python_output": ""}
             blocks = [f"```{languages[kind]}\n{text.rstrip()}\n```\n" for kind, text in self.tool.items()]
             return "\n\n" + "".join(blocks) + "\n"
-        return f" `{' → '.join(self.tool.values())}` " if self.tool else ""
+        line = " → ".join(self.tool.values())
+        return f"\n\n`{line}`\n\n" if len(line) > LONG_CALL else f" `{line}` " if line else ""
 
     def _print_finished(self) -> None:
         """A blank line outside of code ends a piece: nothing that comes later changes how it looks."""

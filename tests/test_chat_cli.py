@@ -166,7 +166,7 @@ def test_tool_calls_are_shown_on_a_terminal_only(tiny_tokenizer, capsys, monkeyp
     monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     chat = saying(tiny_tokenizer, *pieces)
     chat.say("?")
-    assert "It is 12*34 = 408 so." in re.sub(r"\x1b\[[\d;?]*\w", "", capsys.readouterr().out)
+    assert "It is 12*34 → 408 so." in re.sub(r"\x1b\[[\d;?]*\w", "", capsys.readouterr().out)
     assert chat.messages[1]["content"][1] == {"type": "python", "text": "12*34"}
 
 
@@ -296,7 +296,11 @@ def test_a_sum_stays_in_its_line_and_a_program_is_a_block():
     answer = MarkdownAnswer(Console(file=out, force_terminal=True, width=60, height=30, color_system=None))
     for kind, text in [("text", "It is"), ("python", "2*"), ("python", "3"), ("python_output", "6"), ("text", "so.")]:
         answer.add(text, kind)
-    assert answer.pending == "It is `2*3 = 6` so."
+    assert answer.pending == "It is `2*3 → 6` so."
+    answer.add("look up the Moon", "python")
+    answer.add("The Moon is a moon of Earth.", "python_output")
+    answer.add("It is.", "text")
+    assert answer.pending == "It is."  # a long call is a paragraph
     answer.add("x = 1\nprint(x)", "python")
     assert "```python\nx = 1\nprint(x)\n```" in answer._tail()  # also while it runs
     answer.add("1\n", "python_output")
@@ -304,7 +308,8 @@ def test_a_sum_stays_in_its_line_and_a_program_is_a_block():
     assert answer.pending == "Done."  # the rest is finished
     answer.close()
     text = [line.strip() for line in screen(out.getvalue())]
-    assert text == ["It is 2*3 = 6 so.", "x = 1", "print(x)", "1", "Done."]
+    call = "look up the Moon → The Moon is a moon of Earth."
+    assert text == ["It is 2*3 → 6 so.", call, "It is.", "x = 1", "print(x)", "1", "Done."]
 
 
 def test_in_a_real_terminal(base_dir, tiny_tokenizer):
