@@ -50,7 +50,7 @@ PHRASINGS = (
 class Arithmetic(Drawn):
     """Addition, subtraction, multiplication and division of whole numbers of two to four digits, in ten phrasings.
 
-    Training also has numbers of one digit, which people try first.
+    Training also has numbers of one digit, which people try first, and divisions by zero, which they try next.
     """
 
     name = "Arithmetic"
@@ -63,10 +63,11 @@ class Arithmetic(Drawn):
         words |= {"command": operation.command.format(**words), "noun": operation.noun.format(**words)}
         expression = operation.expression.format(a=a, b=b)
         result = calculate(expression)
+        said = "Nothing can be divided by zero." if result is None else f"{a} {operation.sign} {b} = {result}."
         answer = [
             {"type": "python", "text": expression},
-            {"type": "python_output", "text": result},
-            {"type": "text", "text": f"{a} {operation.sign} {b} = {result}."},
+            {"type": "python_output", "text": result or "error"},
+            {"type": "text", "text": said},
         ]
         return {"messages": exchange(pick(rng, PHRASINGS).format(**words), answer), "operands": (a, b)}
 
@@ -77,6 +78,8 @@ class Arithmetic(Drawn):
             if operation.sign == "/" and rng.random() < 0.5:
                 b = min(a, b)
                 a = b * int(rng.integers(1, 9999 // b + 1))
+            if operation.sign == "/" and self.split == "train" and rng.random() < 0.05:
+                b = 0
             pair = f"{min(a, b)} {max(a, b)}"
             if split_of(pair) == self.split:
                 return a, b

@@ -139,6 +139,17 @@ def test_no_pair_of_operands_of_the_test_is_trained_on(tasks):
     assert all(10 <= number <= 9999 for pair in test for number in pair)
 
 
+def test_nothing_is_divided_by_zero(tasks):
+    """The calculator refuses; that, too, is learned, and no number is a right answer to it."""
+    task = tasks["Arithmetic", "train"]
+    found = [task[i] for i in range(1500) if 0 in task[i]["operands"]]
+    assert 5 < len(found) < 50
+    for conversation in found:
+        _, output, said = conversation["messages"][1]["content"]
+        assert output["text"] == "error" and said["text"] == "Nothing can be divided by zero."
+        assert task.grade(conversation, Reply.of(said["text"])) and not task.grade(conversation, Reply.of("5 / 0 = 0."))
+
+
 def test_a_fifth_of_what_is_held_out_is_for_validation():
     splits = [split_of(f"word {n}") for n in range(20_000)]
     assert abs(splits.count("validation") / 20_000 - 0.02) < 0.005 and abs(splits.count("test") / 20_000 - 0.08) < 0.01
