@@ -27,6 +27,9 @@ Text = Annotated[str, AfterValidator(check_unicode)]
 StopText = Annotated[str, Field(min_length=1, max_length=256), AfterValidator(check_unicode)]
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 
+NO_FUNCTIONS = "this model cannot call your functions; its calculator and encyclopedia run in the server"
+OPENING = "Hello!"  # the user's, in front of an assistant that speaks first: models have only seen users begin
+
 
 class Refusal(ValueError):
     """A request that we understand and cannot serve: an HTTP status, a message, and the parameter at fault."""
@@ -59,6 +62,13 @@ class Message(BaseModel):
     role: Literal["system", "developer", "user", "assistant"]
     content: Text | Annotated[list[Part], Field(max_length=4096)] | None = None
 
+    @field_validator("role", mode="before")
+    @classmethod
+    def refuse_answers_of_functions(cls, value):
+        if value in ("tool", "function"):
+            raise ValueError(f"{NO_FUNCTIONS}, so no message can be the answer of one")
+        return value
+
     @model_validator(mode="after")
     def settle(self):
         if self.content is None and self.role != "assistant":
@@ -67,7 +77,7 @@ class Message(BaseModel):
 
     @property
     def parts(self) -> list[dict]:
-        """Those that say something: an answer may have ended at once, and comes back as nothing."""
+        """Those that say something: an answer that ended at once comes back as nothing; instructions may be none."""
         if isinstance(self.content, str):
             return [{"type": "text", "text": self.content}] if self.content else []
         return [part.model_dump() for part in self.content or []]
@@ -127,6 +137,12 @@ class SamplingRequest(BaseModel):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
 
+    @field_validator("max_tokens", "max_completion_tokens", "top_k", mode="before", check_fields=False)
+    @classmethod
+    def no_limit(cls, value):
+        """-1, as vLLM and LM Studio have it."""
+        return None if value == -1 else value
+
     def sampling(self, defaults: dict, vocab_size: int, **more) -> Sampling:
         """`defaults` fills what the client left open. Refusal if a token is not in the vocabulary."""
         names = ("max_tokens", "temperature", "top_p", "top_k", "min_p")
@@ -156,65 +172,80 @@ class ChatRequest(SamplingRequest):
     max_completion_tokens: Annotated[int, Field(ge=1, lt=2**31)] | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    tool_choice: Any = None
+    function_call: Any = None
+    """What tool_choice was called before."""
     tools: list[Any] | None = None
     functions: list[Any] | None = None
-    tool_choice: Any = None
     response_format: ResponseFormat | None = None
     begin_with: Text | Annotated[list[TokenId], Field(max_length=2**20)] | None = None
     """What the answer begins with, whatever the model says: text, or token ids as `ids` beside logprobs gave them."""
     truncation: Literal["auto", "disabled"] | None = None
     """auto: a conversation that leaves less than a quarter of the context for the answer loses its oldest turns."""
 
+    @field_validator("tool_choice", "function_call")
+    @classmethod
+    def refuse_calls(cls, value):
+        if value not in (None, "none", "auto"):
+            raise ValueError(NO_FUNCTIONS)
+        return value
+
     @field_validator("tools", "functions")
     @classmethod
-    def refuse_tools(cls, value):
-        if value:
-            raise ValueError("this model cannot call your functions; its calculator and encyclopedia run in the server")
+    def refuse_tools(cls, value, info):
+        if value and "none" not in (info.data.get("tool_choice"), info.data.get("function_call")):
+            raise ValueError(f'{NO_FUNCTIONS}. Leave them out, or send tool_choice: "none"')
         return value
 
     @model_validator(mode="after")
     def settle(self):
-        if self.top_logprobs is not None and not self.logprobs:
+        if self.top_logprobs and not self.logprobs:
             raise ValueError("top_logprobs needs logprobs: true")
         self.max_tokens = self.max_completion_tokens or self.max_tokens
         return self
 
-    def conversation(self) -> dict:
-        """What Tokenizer.render_for_completion takes: system text first, then user and assistant in turns."""
+    def turns(self) -> list[dict]:
+        """The messages as the tokenizer takes them: at most one of the system, then user and assistant in turns. System
+        text that comes later, or alone, is the user's: the tokenizer puts all of it there anyway."""
         turns: list[dict] = []
         for index, message in enumerate(self.messages):
             role = "system" if message.role == "developer" else message.role
             parts = message.parts
-            if role == "assistant" and not parts and turns:
+            if not parts and role != "user":
                 continue
             if role != "assistant" and any(part["type"] != "text" for part in parts):
                 raise Refusal(f"messages[{index}]: only an assistant's message may have tool parts.", "messages")
-            if role == "system" and any(turn["role"] != "system" for turn in turns):
-                raise Refusal(f"messages[{index}]: system text comes before all other messages.", "messages")
-            if role == "assistant" and not any(turn["role"] == "user" for turn in turns):
-                raise Refusal(f"messages[{index}]: a conversation begins with the user.", "messages")
+            if role == "system" and turns and turns[-1]["role"] != "system":
+                role = "user"
             content = parts if role == "assistant" else "".join(part["text"] for part in parts)
             if turns and turns[-1]["role"] == role:
                 turns[-1]["content"] = turns[-1]["content"] + (content if role == "assistant" else "\n\n" + content)
             else:
                 turns.append({"role": role, "content": content})
-        if turns[-1]["role"] != "user":
-            raise Refusal(
-                "messages: the last one must be the user's, so that there is something to answer.", "messages"
-            )
-        return {"messages": turns}
+        if not turns:
+            raise Refusal("messages: there is nothing to answer.", "messages")
+        if len(turns) == 1 and turns[0]["role"] == "system":
+            turns[0]["role"] = "user"
+        return turns
 
     def prompt_ids(self, tokenizer: Tokenizer, context: int = 0, begun: int = 0) -> tuple[list[int], int]:
-        """What the model reads before its answer, and how many messages were left out to make room for it. Refusal if
-        the conversation makes no sense."""
-        conversation = self.conversation()
+        """What the model reads before its answer, and how many messages were left out to make room for it. If the last
+        message is the assistant's, the answer goes on with it. Refusal if the conversation makes no sense."""
+        turns, written, left_out = self.turns(), [], 0
+        first = 1 if turns[0]["role"] == "system" else 0
+        opened = turns[first]["role"] == "assistant"
+        if opened:
+            turns.insert(first, {"role": "user", "content": OPENING})
+        conversation = {"messages": turns}
         try:
-            if self.truncation != "auto":
-                return tokenizer.render_for_completion(conversation).tolist(), 0
-            ids, left_out = tokenizer.render_recent(conversation, context, begun)
-            return ids.tolist(), left_out
+            ids = tokenizer.render_for_completion(conversation)
+            if turns[-1]["role"] == "assistant":  # which that leaves out
+                written = tokenizer.render_conversation(conversation)[0][len(ids) : -1].tolist()
+            if self.truncation == "auto":
+                ids, left_out = tokenizer.render_recent(conversation, context, begun + len(written))
         except ValueError as error:
             raise Refusal(f"messages: {error}", "messages") from error
+        return ids.tolist() + written, max(0, left_out - opened)
 
     def begin_ids(self, tokenizer: Tokenizer) -> list[int]:
         """`begin_with` as tokens. Refusal if one of them is none, or ends an answer."""

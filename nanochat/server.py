@@ -98,7 +98,7 @@ def create_app(engines: Engine | Sequence[Engine], tokenizer: Tokenizer, setting
             CORSMiddleware,
             allow_origins=list(settings.cors_origin),
             allow_methods=["GET", "POST"],
-            allow_headers=["authorization", "content-type"],
+            allow_headers=["*"],  # OpenAI's client for browsers has some of its own
         )
     return app
 
@@ -131,7 +131,7 @@ def add_status(app: FastAPI, workers: Workers, metrics: "Metrics", settings: Set
 
 
 def check_model(name: str | None, settings: Settings) -> None:
-    if name is not None and name != settings.model_name:
+    if name and name != settings.model_name:
         raise Refusal(
             f"There is no model of that name here; this server has {settings.model_name!r}.",
             "model",

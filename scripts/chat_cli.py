@@ -33,13 +33,13 @@ HELP = """/new             forget the conversation and begin another
 /retry           answer the last message again
 /undo            forget the last message and its answer
 /system TEXT     instructions before the conversation; without TEXT there are none
-/set NAME VALUE  temperature, top_k, top_p, min_p, seed or max_tokens; without a value it is shown
+/set NAME VALUE  temperature, top_k, top_p, min_p, frequency_penalty, seed or max_tokens; without a value it is shown
 /save FILE       the conversation as JSON; the chat page can import it
 /help            this text
 /quit            leave (or Ctrl-D)
 Alt-Enter starts a new line, the arrow keys bring back what you wrote, Ctrl-C stops an answer."""
 COMMANDS = [line.split()[0] for line in HELP.splitlines() if line.startswith("/")]
-SETTINGS = ("temperature", "top_k", "top_p", "min_p", "seed", "max_tokens")
+SETTINGS = ("temperature", "top_k", "top_p", "min_p", "frequency_penalty", "seed", "max_tokens")
 
 
 @dataclass(frozen=True)

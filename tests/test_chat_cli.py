@@ -185,6 +185,7 @@ def test_commands(tiny_tokenizer, tmp_path, capsys):
         ("temperature -1", "out of range"),
         ("temperature x", "x"),
         ("top_k none", "none"),
+        ("frequency_penalty 3", "from -2 to 2"),
         ("color 1", "no setting"),
     ):
         assert words in run(f"/set {wrong}")

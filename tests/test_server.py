@@ -30,6 +30,7 @@ from dev.fuzz_server import Config, fuzz
 from dev.storm import storm
 from nanochat.answer import Answer
 from nanochat.engine import Completion, Delta, Engine, Sampling
+from nanochat.protocol import OPENING
 from nanochat.server import Settings, create_app
 from nanochat.tokenizer import SPECIAL_TOKENS
 
@@ -262,6 +263,42 @@ def test_plain_completions(real, tiny_tokenizer):
     assert "".join(chunk.choices[0].text for chunk in stream) == whole.choices[0].text
 
 
+def test_every_field_of_openais_is_taken(real):
+    answer = real.chat.completions.create(
+        model="nanochat-tiny",
+        messages=[
+            {"role": "developer", "content": [{"type": "text", "text": "Be brief."}], "name": "a"},
+            {"role": "user", "content": [{"type": "text", "text": "Who "}, {"type": "text", "text": "are you?"}]},
+        ],
+        max_completion_tokens=9,
+        frequency_penalty=0.5,
+        presence_penalty=-0.5,
+        n=2,
+        seed=1,
+        stop=["zz"],
+        logit_bias={"5": 1},
+        logprobs=True,
+        top_logprobs=2,
+        metadata={"a": "b"},
+        modalities=["text"],
+        parallel_tool_calls=True,
+        prediction={"type": "content", "content": "x"},
+        prompt_cache_key="k",
+        reasoning_effort="low",
+        response_format={"type": "text"},
+        safety_identifier="s",
+        service_tier="auto",
+        store=True,
+        tool_choice="auto",
+        tools=[],
+        user="u",
+        verbosity="low",
+    )
+    assert len(answer.choices) == 2 and answer.usage.completion_tokens <= 18
+    messages = [*HELLO, answer.choices[0].message, {"role": "user", "content": "And you?"}]  # an answer as it came
+    assert real.chat.completions.create(model="nanochat-tiny", messages=messages, max_tokens=2).choices
+
+
 def test_a_prompt_that_does_not_fit_is_refused_with_both_numbers(real):
     with pytest.raises(openai.BadRequestError, match="512") as error:
         real.chat.completions.create(model="nanochat-tiny", messages=[{"role": "user", "content": "blue " * 600}])
@@ -345,10 +382,8 @@ BAD_CHATS = {
     "a role that is none": (chat(messages=[{"role": "wizard", "content": "x"}]), "role"),
     "content that is a number": (chat(messages=[{"role": "user", "content": 5}]), "content"),
     "a picture": (chat(messages=[{"role": "user", "content": [{"type": "image_url", "image_url": "x"}]}]), "content"),
-    "the assistant last": (chat(messages=[*HELLO, {"role": "assistant", "content": "x"}]), "last"),
-    "the assistant first": (chat(messages=[{"role": "assistant", "content": "x"}, *HELLO]), "begins with the user"),
-    "system text late": (chat(messages=[*HELLO, {"role": "system", "content": "x"}]), "before all other"),
-    "only system text": (chat(messages=[{"role": "system", "content": "x"}]), "last"),
+    "messages that say nothing": (chat(messages=[{"role": "system", "content": ""}]), "nothing to answer"),
+    "an empty question": (chat(messages=[{"role": "user", "content": ""}]), "empty"),
     "a tool part of the user": (
         chat(messages=[{"role": "user", "content": [{"type": "python", "text": "1"}]}]),
         "tool",
@@ -368,7 +403,10 @@ BAD_CHATS = {
     "logit_bias too strong": (chat(logit_bias={"5": 101}), "100"),
     "an empty stop": (chat(stop=""), "at least 1 character"),
     "too many stops": (chat(stop=["x"] * 17), "stop"),
-    "tools": (chat(tools=[{"type": "function"}]), "calculator"),
+    "tools": (chat(tools=[{"type": "function"}]), 'tool_choice: "none"'),
+    "functions": (chat(functions=[{"name": "f"}], function_call="auto"), "calculator"),
+    "a call that must be": (chat(tool_choice="required"), "tool_choice"),
+    "a certain call": (chat(tool_choice={"type": "function", "function": {"name": "f"}}), "cannot call"),
     "a format that is none": (chat(response_format={"type": "xml"}), "json_schema"),
     "no schema": (chat(response_format={"type": "json_schema"}), "json_schema"),
     "a wrong schema": (chat(response_format={"type": "json_schema", "json_schema": {"schema": {"type": 5}}}), "schema"),
@@ -387,7 +425,7 @@ BAD_CHATS = {
     "a user's message without content": (chat(messages=[{"role": "user"}]), "only an assistant's"),
     "the answer of a client's function": (
         chat(messages=[*HELLO, {"role": "tool", "tool_call_id": "1", "content": "x"}]),
-        "'system', 'developer', 'user' or 'assistant'",
+        "answer of one",
     ),
 }
 
@@ -501,6 +539,78 @@ def test_content_in_parts_and_several_messages_of_one_role(server):
         silent = [{"role": "user", "content": "one two"}, {"role": "assistant", **nothing}]
         messages = [*messages[:2], *silent, {"role": "user", "content": "three"}]
         assert one == server.post("/v1/tokenize", json={"messages": messages}).json()
+
+
+def rendered(server, *messages: tuple[str, str]) -> str:
+    """What the model reads of messages, each (role, text)."""
+    body = {"messages": [{"role": role, "content": text} for role, text in messages]}
+    return byte_tokenizer().decode(server.post("/v1/tokenize", json=body).json()["tokens"])
+
+
+TURNS = [("system", "S"), ("user", "q"), ("assistant", "a"), ("user", "r")]
+SENT = {"messages": [{"role": role, "content": text} for role, text in TURNS]}
+FUNCTION = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+FRONTENDS = {
+    "Open WebUI": {
+        "stream_options": {"include_usage": True},
+        "stop": ["\n\n"],
+        "logit_bias": {},
+        "reasoning_effort": "medium",
+        "metadata": {"chat_id": "1"},
+        "user": {"name": "Ann", "role": "admin"},
+    },
+    "SillyTavern": {"model": "", "seed": -1, "top_k": 0, "top_p": 1, "n": None, "logprobs": True, "top_logprobs": 10},
+    "LibreChat": {"user": "1", "n": 1, "presence_penalty": 0, "frequency_penalty": 0, "max_tokens": None, "stop": None},
+    "Continue": {"prediction": None, "tools": [], "stop": None, "frequency_penalty": None},
+    "LM Studio's examples": {"max_tokens": -1, "temperature": 0.7},
+    "vLLM's examples": {
+        "top_k": -1,
+        "min_p": 0,
+        "repetition_penalty": 1.0,
+        "chat_template_kwargs": {"thinking": False},
+    },
+    "LangChain": {"max_completion_tokens": 9, "top_logprobs": 0, "tools": [FUNCTION], "tool_choice": "none"},
+    "of old": {"functions": [{"name": "f"}], "function_call": "none", "tool_choice": None},
+}
+
+
+@pytest.mark.parametrize("name", FRONTENDS)
+@pytest.mark.parametrize("stream", [False, True])
+def test_what_frontends_send_is_answered(server, name, stream):
+    response = server.post("/v1/chat/completions", json={**SENT, **FRONTENDS[name], "stream": stream})
+    assert response.status_code == 200 and "friend 🙂." in response.text
+
+
+def test_messages_in_the_order_that_frontends_send(server):
+    """The first two are SillyTavern's: a greeting, and instructions after the history."""
+    user, assistant, system = "user", "assistant", "system"
+    greeted = rendered(server, (system, "S"), (system, "T"), (assistant, "Good day."), (user, "q"))
+    assert greeted == rendered(server, (system, "S\n\nT"), (user, OPENING), (assistant, "Good day."), (user, "q"))
+    late = rendered(server, (system, "S"), (user, "q"), (assistant, "a"), (user, "r"), (system, "Be brief."))
+    assert late == rendered(server, (system, "S"), (user, "q"), (assistant, "a"), (user, "r\n\nBe brief."))
+    between = rendered(server, (user, "q"), (assistant, "a"), (system, "Be brief."), (user, "r"), (system, ""))
+    assert between == rendered(server, (user, "q"), (assistant, "a"), (user, "Be brief.\n\nr"))
+    assert rendered(server, (system, "S"), (system, "T")) == rendered(server, (user, "S\n\nT"))
+
+
+def test_a_message_of_the_assistants_that_comes_last_is_gone_on_with(server):
+    asked = rendered(server, ("system", "S"), ("user", "q"))
+    assert rendered(server, ("system", "S"), ("user", "q"), ("assistant", "It is")) == asked + "It is"
+    assert rendered(server, ("assistant", "It is")) == rendered(server, ("user", OPENING)) + "It is"
+
+
+def test_what_is_left_out_is_counted_in_the_clients_messages():
+    engine = ScriptedEngine(byte_tokenizer(), script, max_context=200)
+    messages = [{"role": "user" if n % 2 else "assistant", "content": "x" * 20} for n in range(9)]
+    with asking(engine) as client:
+        for sent in (messages, messages[1:]):
+            left_out = client.post("/v1/chat/completions", json=chat(messages=sent, truncation="auto")).json()[
+                "left_out"
+            ]
+            read = client.post("/v1/tokenize", json={"messages": sent[left_out:]}).json()["tokens"]
+            assert engine.asked.prompt == read and sent[left_out]["role"] == "user"
+        short = chat(messages=[messages[0], messages[1]], truncation="auto")
+        assert "left_out" not in client.post("/v1/chat/completions", json=short).json()
 
 
 def half(name: str) -> st.SearchStrategy[str]:
@@ -647,6 +757,12 @@ def test_a_key_guards_every_route_but_the_page_and_health():
         assert client.get("/health", headers={"Host": "anything.example"}).status_code == 200
         key = {"Authorization": "Bearer sesame"}
         assert client.post("/v1/chat/completions", json=chat(), headers=key).status_code == 200
+        browser = {  # what OpenAI's client has a browser ask first
+            "Origin": "https://friend.example",
+            "Access-Control-Request-Method": "POST",
+            "Access-Control-Request-Headers": "authorization,content-type,x-stainless-lang",
+        }
+        assert client.options("/v1/chat/completions", headers=browser).status_code == 200
         allowed = client.get("/v1/models", headers={**key, "Origin": "https://friend.example"}).headers
         assert allowed["access-control-allow-origin"] == "https://friend.example"
         assert "access-control-allow-credentials" not in allowed
