@@ -14,7 +14,7 @@ from nanochat.report_page import Curve, Curves, Fold, Heading, Table, Text
 from nanochat.report_section import Section
 from nanochat.score import correlation, difference, mean_difference
 
-NOTHING = ("", "none", "null", "false", "0", "[]", "{}")  # a flag that is not set, or that a program did not have yet
+NOTHING = {NONE, "", "none", "null", "false", "0", "[]", "{}"}  # a flag that is not set
 SETTLED = ("worse", "open", "better")
 UNPAIRED, OTHERS = "unpaired", "other items"
 
@@ -83,12 +83,12 @@ def _settings(before: Run, now: Run) -> list:
             rows[((old or new).title, *("there" if side else NONE for side in sides))] = []
             continue
         for key in dict.fromkeys([*old.settings, *new.settings]):
-            values = [_setting(side.settings.get(key, "")) for side in sides]
-            if values[0] != values[1]:
+            values = [_setting(side.settings, key) for side in sides]
+            if not _same(*values):
                 rows.setdefault((key, *values), []).append(new.title)
         for key in dict.fromkeys([*old.machine, *new.machine]):
             for kept, side in zip(machines.setdefault(key, [{}, {}]), sides):
-                kept[_setting(side.machine.get(key, ""))] = None
+                kept[_setting(side.machine, key)] = None
     facts = [[key, *(", ".join(kept) for kept in sides)] for key, sides in machines.items() if sides[0] != sides[1]]
     lines = [[f"{key}\n{_where(titles)}".strip(), *values] for (key, *values), titles in rows.items()]
     if not lines and not facts:
@@ -96,13 +96,16 @@ def _settings(before: Run, now: Run) -> list:
     return [Table(["", before.name, now.name], lines + facts)]
 
 
-def _setting(value: float | str) -> str:
-    """As it is compared and shown. Of a checkpoint the stage and the tag: its steps are a figure, its folder is another
-    in any case."""
-    value = str(value)
-    if "/checkpoints/" in value:
-        return "/".join(value.split("/checkpoints/")[1].split("/")[:2])
-    return NONE if value.lower() in NOTHING else value
+def _setting(values: dict, key: str) -> str:
+    """As it is shown. Of a checkpoint the stage and the tag: its steps are a figure, its folder is another in any
+    case."""
+    value = str(values.get(key, NONE))
+    return "/".join(value.split("/checkpoints/")[1].split("/")[:2]) if "/checkpoints/" in value else value
+
+
+def _same(a: str, b: str) -> bool:
+    """A flag that one program does not have yet is as if it were not set."""
+    return a == b or NONE in (a, b) and {a.lower(), b.lower()} <= NOTHING
 
 
 def _where(titles: list[str]) -> str:
@@ -154,7 +157,7 @@ def mean_of(tasks: list[Compared]) -> Compared:
     sides = zip(*(task.centered(task.before - task.chance, task.now - task.chance) for task in tasks))
     changes = mean_difference([task.centered(task.change, task.low, task.high) for task in tasks])
     means = [sum(side) / len(tasks) for side in sides]
-    return Compared(f"Mean of {len(tasks)} tasks", *means, *changes, 0.0, "guessing is 0, all right 100", "")
+    return Compared(f"Mean of {len(tasks)} tasks", *means, *changes, 0.0, "0 is guessing", "")
 
 
 def _tasks_table(section: Section, tasks: list[Compared], before: Run, now: Run) -> Table:
@@ -227,7 +230,7 @@ def _times(before: Run, now: Run, hourly_price: float | None) -> Table:
 
 
 def _ratio(a: float | None, b: float | None) -> str:
-    return f"{100 * (b / a - 1):+.0f}%" if a and b else ""
+    return f"{100 * (b / a - 1):+.0f}%".replace("+0%", "0%").replace("-0%", "0%") if a and b else ""
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -243,7 +246,7 @@ def _conclusions(before: Run, now: Run, pairs: list, tasks: dict[str, list[Compa
     measured = [(new, tasks[new.name]) for _, new in pairs if tasks[new.name]]
     texts += [_sentence(now, section, found) for section, found in measured]
     if not measured:
-        texts.append("There is no task that both were measured by.")
+        return [*texts, "There is no task that both were measured by."]
     hows = {task.how for _, found in measured for task in found}
     reasons = {UNPAIRED: "one of the reports does not say which items were right", OTHERS: "the two were asked others"}
     texts += [
@@ -252,8 +255,9 @@ def _conclusions(before: Run, now: Run, pairs: list, tasks: dict[str, list[Compa
         if how in hows
     ]
     texts.append(
-        "An interval says what other items could have changed; one of twenty leaves out 0 by chance. It does not know "
-        "what another --seed of the training changes: only training again shows that."
+        "An interval says which of these two models is better at such items, by more than the choice of the items "
+        "explains; one of twenty leaves out 0 by chance. Not which setting is better: another --seed moves scores, too "
+        "(docs/guide/13-report.md). The mean of the tasks moves less."
     )
     return texts
 
@@ -288,7 +292,7 @@ def _sentence(now: Run, section: Section, tasks: list[Compared]) -> str:
     text = f"{section.title}: " + (f"{now.name} is {' and '.join(said)}." if said else "no task shows a difference.")
     if still := groups["open"]:
         hidden = 100 * median((task.high - task.low) / 2 for task in still)
-        which = f"In {_names(still, tasks)} it is" if said else "It is"
+        which = "It is" if not said else f"In {still[0].name if len(still) == 1 else f'the other {len(still)}'} it is"
         text += f" {which} open: by so few items a difference of less than about {hidden:.0f} points stays hidden."
     if len(tasks) > 1:
         mean = mean_of(tasks)

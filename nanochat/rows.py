@@ -66,7 +66,7 @@ def show_rows(batches: Batches, tokenizer: Tokenizer, dist: Dist = Dist()) -> No
                 console.print()
             for line in lines(stretch, tokenizer, console):
                 console.print(line, no_wrap=True, crop=False)
-    console.print(f"\n{len(taken):,} rows were packed together: {summary(taken, T)}", style="bold")
+    console.print(f"\nAll {len(taken):,} packed together: {summary(taken, T)}", style="bold")
     if rows.cut or rows.skipped:
         console.print(
             f"Longer than a row, and cut after the last answer that fits: {rows.cut:,}. "
@@ -98,7 +98,7 @@ def lines(stretch: Stretch, tokenizer: Tokenizer, console: Console) -> Iterator[
         parts = np.split(stretch.ids, np.flatnonzero(np.diff(np.isin(stretch.ids, list(names)))) + 1)
         style = lambda part: special if int(part[0]) in names else plain  # noqa: E731
         text = Text.assemble(*((printable(tokenizer.decode(part)), style(part)) for part in parts))
-    margin = Text(f"{stretch.kind:>7} {len(stretch.ids):5}  ", style=plain)
+    margin = Text.assemble((f"{stretch.kind:>7} {len(stretch.ids):5}  ", plain))
     for line in text.wrap(console, max(20, console.width - len(margin))):
         yield margin + line
         margin = Text(" " * len(margin))

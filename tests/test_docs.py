@@ -53,7 +53,7 @@ ADDED = {
 }
 ONLY_PARSED = {
     r"nanochat\.dataset($| .*(-n |climbmix|fineweb|--prepare))": "downloads; tests/test_dataset.py has a server for it",
-    r"nanochat\.dataset .*PATH": "a path that the reader fills in",
+    r"nanochat\.dataset .*PATH|nanochat\.report .*FOLDER": "a path that the reader fills in",
     r"tasks\.published": "downloads; tests/test_eval_tasks.py and tests/test_packages.py",
     r"scripts\.import_hf": "downloads; tests/test_import_hf.py makes a model of that class",
     r"scripts\.base_eval": "needs the evaluation sets; tests/test_core_eval.py",
@@ -74,7 +74,13 @@ ELSEWHERE = {
 BEFORE = {"08-finetuning": "python -m scripts.base_train --depth=2"}
 # Pages with sh blocks, which need what the page changes first, and the test that runs them.
 OTHER_TESTS = {"changes": "test_guide_changes.py", "export": "test_export.py"}
-ARTIFACTS = {"report.md", "report.html", "plan.json"}  # files that are made, and lie in no checkout
+ARTIFACTS = {
+    "report.md",
+    "report.html",
+    "comparison.md",
+    "comparison.html",
+    "plan.json",
+}  # files that are made, and lie in no checkout
 
 
 def fences(page: Path) -> list[tuple[str, str]]:

@@ -128,10 +128,12 @@ def test_how_two_are_compared():
 def test_a_report_of_an_older_program_is_compared_by_its_counts(two, capsys):
     change(two[0], "chat_eval_sft", lambda s: [row.pop("verdicts") for row in s["scores"]])
     change(two[0], "base_train", lambda s: s["settings"].pop("window"))
-    change(two[1], "base_train", lambda s: s["settings"].update(lora_rank=0, fp8=True))
+    change(two[1], "base_train", lambda s: s["settings"].update(lora_rank=0, fp8=True, seed=1))
+    change(two[0], "base_train", lambda s: s["settings"].update(seed=0))
     text = compared(two[0], capsys)
     assert "unpaired better \n" in text and "does not say which items were right" in text.replace("\n", " ")
-    assert " fp8 (Pretraining) – true \n" in text and "window" not in text and "lora" not in text
+    assert " fp8 (Pretraining) – true \n" in text and " seed (Pretraining) 0 1 \n" in text
+    assert "window" not in text and "lora" not in text
 
 
 def test_what_is_missing_or_damaged_is_said(two, capsys):

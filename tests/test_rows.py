@@ -137,7 +137,7 @@ def test_a_dry_run_of_a_chat_stage_keeps_nothing(
     for words in (
         "  learn ",
         "Row 5 of",
-        "rows were packed together",
+        "packed together",
         "first step",
         "loss Topic",
         "MB",
