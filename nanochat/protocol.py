@@ -139,9 +139,9 @@ class SamplingRequest(BaseModel):
 
     @field_validator("max_tokens", "max_completion_tokens", "top_k", mode="before", check_fields=False)
     @classmethod
-    def no_limit(cls, value):
-        """-1, as vLLM and LM Studio have it."""
-        return None if value == -1 else value
+    def no_limit(cls, value, info):
+        """-1, as vLLM and LM Studio have it: not what the server does by default."""
+        return (0 if info.field_name == "top_k" else 2**31 - 1) if value == -1 else value
 
     def sampling(self, defaults: dict, vocab_size: int, **more) -> Sampling:
         """`defaults` fills what the client left open. Refusal if a token is not in the vocabulary."""

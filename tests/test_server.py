@@ -581,6 +581,13 @@ def test_what_frontends_send_is_answered(server, name, stream):
     assert response.status_code == 200 and "friend 🙂." in response.text
 
 
+def test_minus_one_is_no_limit(recorded):
+    client, engine = recorded
+    for name in ("max_tokens", "max_completion_tokens"):
+        client.post("/v1/chat/completions", json=chat(top_k=-1, **{name: -1}))
+        assert (engine.asked.sampling.top_k, engine.asked.sampling.max_tokens) == (0, 2**31 - 1)
+
+
 def test_messages_in_the_order_that_frontends_send(server):
     """The first two are SillyTavern's: a greeting, and instructions after the history."""
     user, assistant, system = "user", "assistant", "system"
