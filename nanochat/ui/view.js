@@ -91,7 +91,8 @@ function toolCard(block) {
   const words = LOOKUP.test(block.code ?? "");
   const name = words ? "Encyclopedia" : PROGRAM.test(block.code ?? "") ? "Python" : "Calculator";
   const look = `tool${long ? " long" : ""}${words ? " words" : ""}`;
-  const card = element("div", { class: look, role: "group", "aria-label": name }, icon(words ? "book" : "tool"));
+  const title = words ? "Encyclopedia: from Wikipedia, CC BY-SA 4.0" : name;
+  const card = element("div", { class: look, role: "group", "aria-label": name, title }, icon(words ? "book" : "tool"));
   if (block.code !== null) card.append(element("code", { class: "tool-code" }, block.code));
   if (block.output !== null) {
     card.append(element("span", { class: "tool-arrow" }, "→"), element("code", { class: "tool-output" }, block.output));
