@@ -125,6 +125,21 @@ def test_how_two_are_compared():
     assert compare_tasks(section(wrong), section(whole)) == []
 
 
+def test_many_tasks_are_counted_and_not_named(two, capsys):
+    """CORE: the figure, its 22 tasks, and their mean with an interval, which is that of the figure."""
+    cores = []
+    for folder, right in zip(two, (BEFORE[:-1] + [False], BEFORE)):
+        tasks = [score(f"task{n}", right if n else BEFORE, 0.5, asked=n) for n in range(22)]
+        cores.append(sum(task.centered for task in tasks) / 22)
+        section = {"title": "CORE", "metrics": {"CORE": cores[-1]}, "scores": [task.summary() for task in tasks]}
+        (folder / "report" / "base_eval.json").write_text(json.dumps(section))
+    text = compared(two[0], capsys)
+    assert f" CORE {cores[0]:.4f} {cores[1]:.4f} {cores[1] - cores[0]:+.4f} \n" in text
+    assert f" Mean of 22 tasks (0 is guessing) {100 * cores[0]:.1f} {100 * cores[1]:.1f} +1.0 " in text
+    said = text.split("What can be said")[1].replace("\n", " ")
+    assert "CORE: no task shows a difference. It is open: by so few items" in said
+
+
 def test_a_report_of_an_older_program_is_compared_by_its_counts(two, capsys):
     change(two[0], "chat_eval_sft", lambda s: [row.pop("verdicts") for row in s["scores"]])
     change(two[0], "base_train", lambda s: s["settings"].pop("window"))
