@@ -114,8 +114,8 @@ class TuneConfig(RunConfig):
 
 def tuning_optimizers(cfg: TuneConfig, model: GPT, dist: Dist) -> list:
     """Those of all weights; with --lora_rank one for the products only, which are merged when the model is saved."""
-    if not cfg.lora_rank:
-        return build_optimizers(model, dist, cfg.lr_scale)
+    if not cfg.lora_rank:  # in fp32, also the weights that a stage with --lora_rank kept in bf16
+        return build_optimizers(model.float(), dist, cfg.lr_scale)
     beneath = torch.float32 if cfg.dtype == "float32" else compute_dtype(dist.device)
     return [LowRankAdamW(model, cfg.lora_rank, beneath, dist, cfg.lr_scale, cfg.seed)]
 

@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from nanochat import checkpoint_manager
+from nanochat.common import Dist
 from nanochat.engine import Engine, Sampling
 from nanochat.lora import LowRankAdamW, merged
 from nanochat.optim import build_optimizers
+from nanochat.stage import TuneConfig, tuning_optimizers
 from nanochat.trainer import Batch, State, next_token_loss, train_step
 
 FROZEN = ("value_embeddings", "_scale", "gate")
@@ -100,3 +102,13 @@ def test_the_engine_answers_with_the_products(model, tiny_tokenizer):
     answers = [e.generate([prompt], [greedy])[0] for e in (engine, Engine(merged(model), tiny_tokenizer, max_batch=1))]
     assert answers[0].ids == answers[1].ids
     assert [t.logprob for t in answers[0].logprobs] == [t.logprob for t in answers[1].logprobs]
+
+
+def test_what_a_stage_kept_in_bf16_is_trained_in_fp32_by_the_next(model):
+    """On a GPU the matrices beneath the products are bf16, and so is the checkpoint."""
+    LowRankAdamW(model, 2, torch.bfloat16)
+    plain = merged(model)
+    optimizers = tuning_optimizers(TuneConfig(), plain, Dist())
+    assert {p.dtype for p in plain.parameters()} == {torch.float32}
+    ids = torch.randint(200, (4, 17), generator=torch.Generator().manual_seed(0))
+    train_step(plain, optimizers, [Batch(ids[:, :-1], ids[:, 1:])], next_token_loss, Dist(), 1.0, 0.0)
