@@ -134,7 +134,7 @@ class Rollouts:
         """Means over the tokens of the last step's answers: the model's entropy and its KL divergence from `start`, in
         nats, each summed over the whole vocabulary."""
         sums = torch.zeros(3, device=self.dist.device)
-        size = self.cfg.device_batch_size
+        size = min(8, self.cfg.device_batch_size)  # all logits are here at once, of two models: half a GB for 8 answers
         for i in range(0, len(self.last), size):
             batch = self.batch(self.last[i : i + size])
             chosen = batch.targets >= 0

@@ -7,7 +7,7 @@ In: heads and context. Out: a table for layers that see all, and for those with 
 
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -38,46 +38,56 @@ class Config:
     """auto, cuda, mps or cpu"""
 
 
-def full(T: int, scale: float, device: torch.device) -> Iterator[tuple[str, Callable]]:
-    """(name, function of q, k, v (B, T, H, D)) for layers that see all."""
+Way = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]  # q, k, v (B, T, H, D) -> (B, H, T, D)
+
+
+def full(T: int, scale: float, device: torch.device) -> dict[str, Callable[[], Way]]:
+    """The ways for layers that see all, by name. Each is made by a call, whose failure is one line of the table."""
     positions = torch.arange(T, device=device)[None]
 
     def by_default(q, k, v):
         return attend(q, k, v, positions, scale)
 
-    def only(backend: SDPBackend) -> Callable:
+    def only(backend: SDPBackend) -> Way:
         def function(q, k, v):
             with sdpa_kernel(backend):
                 return by_default(q, k, v)
 
         return function
 
-    yield "torch's choice", by_default
+    ways = {"torch's choice": lambda: by_default}
     if device.type == "cuda":
-        yield "cuDNN", only(SDPBackend.CUDNN_ATTENTION)
-        yield "FlashAttention 2", only(SDPBackend.FLASH_ATTENTION)
+        ways["cuDNN"] = lambda: only(SDPBackend.CUDNN_ATTENTION)
+        ways["FlashAttention 2"] = lambda: only(SDPBackend.FLASH_ATTENTION)
+    return ways
 
 
-def narrow(T: int, scale: float, device: torch.device, window: int) -> Iterator[tuple[str, Callable]]:
+def narrow(T: int, scale: float, device: torch.device, window: int) -> dict[str, Callable[[], Way]]:
     """The same with a window."""
     positions = torch.arange(T, device=device)[None]
-    yield "a mask", lambda q, k, v: attend(q, k, v, positions, scale, window)
-    if device.type != "cuda":
-        return
-    for name, kernels in (("FlexAttention on Triton", "AUTO"), ("FlexAttention on FlashAttention 4", "FLASH")):
-        if kernels in ("AUTO", window_kernels(device)):
-            blocks = window_blocks(T, window, device, kernels)
-            yield name, lambda q, k, v, blocks=blocks: attend(q, k, v, positions, scale, window, blocks)
 
-    from torch.nn.attention.varlen import varlen_attn
+    def by_blocks(kernels: str) -> Way:
+        blocks = window_blocks(T, window, device, kernels)
+        return lambda q, k, v: attend(q, k, v, positions, scale, window, blocks)
 
-    def flash(q, k, v):
-        starts = torch.arange(0, T * len(q) + 1, T, dtype=torch.int32, device=device)
-        flat = [heads.flatten(0, 1) for heads in (q, k, v)]
-        y = varlen_attn(*flat, starts, starts, T, T, scale=scale, window_size=(window - 1, 0))
-        return y.unflatten(0, (len(q), T)).transpose(1, 2)
+    def flash() -> Way:
+        from torch.nn.attention.varlen import varlen_attn
 
-    yield "FlashAttention 2, torch's varlen_attn", flash
+        def function(q, k, v):
+            starts = torch.arange(0, T * len(q) + 1, T, dtype=torch.int32, device=device)
+            flat = [heads.flatten(0, 1) for heads in (q, k, v)]
+            y = varlen_attn(*flat, starts, starts, T, T, scale=scale, window_size=(window - 1, 0))
+            return y.unflatten(0, (len(q), T)).transpose(1, 2)
+
+        return function
+
+    ways = {"a mask": lambda: lambda q, k, v: attend(q, k, v, positions, scale, window)}
+    if device.type == "cuda":
+        ways["FlexAttention on Triton"] = lambda: by_blocks("AUTO")
+        if window_kernels(device) == "FLASH":
+            ways["FlexAttention on FlashAttention 4"] = lambda: by_blocks("FLASH")
+        ways["FlashAttention 2, torch's varlen_attn"] = flash
+    return ways
 
 
 def measure(function: Callable, heads: list[torch.Tensor], repeats: int) -> tuple[float, torch.Tensor]:
@@ -113,9 +123,9 @@ def main(cfg: Config) -> None:
                 print(f"\n{cfg.rows} rows, {H} heads of {D} channels, {T:,} tokens, {title}")
                 print(f"{'':<40}{'ms':>8}{'TFLOP/s':>10}{'differs by':>12}")
                 first = None
-                for name, function in ways:
+                for name, make in ways.items():
                     try:
-                        seconds, result = measure(function, heads, cfg.repeats)
+                        seconds, result = measure(make(), heads, cfg.repeats)
                     except Exception as error:  # what this GPU or this version of torch lacks
                         print(f"{name:<40}{type(error).__name__}: {str(error).splitlines()[0]:.100}", flush=True)
                         continue

@@ -7,6 +7,7 @@ In: depths. Out: two tables. Random tokens and weights: speed does not depend on
 
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -148,6 +149,14 @@ def answering(model: GPT, count: int, cfg: Config, dist: Dist, bandwidth: float)
     return f"{count:>6}{read:>12.2f}{speed:>14,.0f}{share:>12.1%}"
 
 
+def tried(measurement: Callable[..., str], *arguments) -> str:
+    """A line of a table. One that fails says why, and the others are measured all the same."""
+    try:
+        return measurement(*arguments)
+    except (Exception, SystemExit) as error:
+        return f"  {type(error).__name__}: {str(error).strip()[:200]!r}"
+
+
 def copy_bandwidth(device: torch.device) -> float:
     """Bytes a second that this device reads: half of what a copy moves, times two."""
     a = torch.zeros(64 << 20 if device.type == "cpu" else 256 << 20, dtype=torch.float32, device=device)
@@ -180,11 +189,11 @@ def main(cfg: Config) -> None:
             model.compute_dtype = training_dtype(dist.device)
             heads = f"{'rows':>6}{'ms a step':>11}{'tokens/s':>13}{'of peak':>9}{'of published':>14}{'GiB':>8}"
             print(f"\ndepth {depth}\n  training{heads}{'first step, s':>14}")
-            print(f"          {training(model, cfg, dist, peak)}", flush=True)
+            print(f"          {tried(training, model, cfg, dist, peak)}", flush=True)
             model.compute_dtype = compute_dtype(dist.device)
             print(f"  answers {'at once':>6}{'prompts, s':>11}{'tokens/s':>14}{'bandwidth':>12}")
             for count in cfg.batches:
-                print(f"          {answering(model, count, cfg, dist, bandwidth)}", flush=True)
+                print(f"          {tried(answering, model, count, cfg, dist, bandwidth)}", flush=True)
 
 
 if __name__ == "__main__":
