@@ -40,8 +40,9 @@ class Compared:
     low: float
     high: float
     chance: float
-    items: str
-    how: str  # "gained, lost" where the same items were compared, how many of them; else UNPAIRED or OTHERS
+    items: str  # how many
+    gained: str  # where the same items were compared, how many of them; else UNPAIRED or OTHERS
+    lost: str
 
     @property
     def verdict(self) -> str:
@@ -58,7 +59,8 @@ def compose_comparison(before: Run, now: Run, hourly_price: float | None = None)
     tasks = {old.name: compare_tasks(old, new) for old, new in pairs}
     blocks = [Heading("What was different"), *_settings(before, now)]
     figures = _figures(before, now)
-    figures += [_tasks_table(new, tasks[new.name], before, now) for _, new in pairs if tasks[new.name]]
+    for _, new in pairs:
+        figures += _tasks_table(new, tasks[new.name], before, now) if tasks[new.name] else []
     figures += [fold for old, new in pairs for fold in _other_figures(old, new, before, now)]
     if figures:
         blocks += [Heading("How good they are"), *figures]
@@ -140,15 +142,15 @@ def compare_tasks(before: Section, now: Section) -> list[Compared]:
         if count and old["asked"][:count] == new["asked"][:count]:
             a, b = ([mark == "1" for mark in score["verdicts"][:count]] for score in (old, new))
             counts, phi = [(sum(side), count) for side in (a, b)], correlation(a, b)
-            how = f"{sum(y > x for x, y in zip(a, b)):,}, {sum(x > y for x, y in zip(a, b)):,}"
+            how = f"{sum(y > x for x, y in zip(a, b)):,}", f"{sum(x > y for x, y in zip(a, b)):,}"
         else:
             counts, phi = [(round(score["correct"]), round(score["total"])) for score in (old, new)], 0.0
-            how = OTHERS if count else UNPAIRED
+            how = OTHERS if count else UNPAIRED, ""
         if all(0 <= correct <= total > 0 for correct, total in counts):
             accuracies = [correct / total for correct, total in counts]
-            items = " and ".join(dict.fromkeys(f"{total:,}" for _, total in counts)) + " items"
+            items = ", ".join(dict.fromkeys(f"{total:,}" for _, total in counts))
             chance = min(max(new["chance"] or 0.0, 0.0), 0.99)
-            compared.append(Compared(new["name"], *accuracies, *difference(*counts, phi), chance, items, how))
+            compared.append(Compared(new["name"], *accuracies, *difference(*counts, phi), chance, items, *how))
     return compared
 
 
@@ -157,25 +159,20 @@ def mean_of(tasks: list[Compared]) -> Compared:
     sides = zip(*(task.centered(task.before - task.chance, task.now - task.chance) for task in tasks))
     changes = mean_difference([task.centered(task.change, task.low, task.high) for task in tasks])
     means = [sum(side) / len(tasks) for side in sides]
-    return Compared(f"Mean of {len(tasks)} tasks", *means, *changes, 0.0, "0 is guessing", "")
+    return Compared("Centred mean", *means, *changes, 0.0, "", "", "")
 
 
-def _tasks_table(section: Section, tasks: list[Compared], before: Run, now: Run) -> Table:
+def _tasks_table(section: Section, tasks: list[Compared], before: Run, now: Run) -> list:
     percent = lambda value: f"{100 * value:.1f}"  # noqa: E731
     signed = lambda value: f"{100 * value:+.1f}"  # noqa: E731
-    rows = [
-        [
-            f"{task.name}\n{task.items}",
-            *map(percent, (task.before, task.now)),
-            signed(task.change),
-            f"{signed(task.low)} to {signed(task.high)}",
-            task.how,
-            task.verdict,
-        ]
-        for task in (tasks if len(tasks) == 1 else [*tasks, mean_of(tasks)])
-    ]
-    header = [f"{section.title}, per cent right", before.name, now.name, "Change", "95% interval", "Gained, lost", ""]
-    return Table(header, rows, total=len(tasks) > 1)
+    rows = []
+    for t in tasks if len(tasks) == 1 else [*tasks, mean_of(tasks)]:
+        interval = f"{signed(t.low)} to {signed(t.high)}"
+        rows.append([t.name, t.items, percent(t.before), percent(t.now), signed(t.change), interval])
+        rows[-1] += [t.gained, t.lost, t.verdict]
+    header = ["", "Items", before.name, now.name, "Change", "95% interval", "Gained", "Lost", ""]
+    title = f"{section.title}, per cent right" + "; of the centred mean, 0 is guessing" * (len(tasks) > 1)
+    return [Heading(title, 3), Table(header, rows, total=len(tasks) > 1)]
 
 
 def _other_figures(old: Section, new: Section, before: Run, now: Run) -> list[Fold]:
@@ -247,7 +244,7 @@ def _conclusions(before: Run, now: Run, pairs: list, tasks: dict[str, list[Compa
     texts += [_sentence(now, section, found) for section, found in measured]
     if not measured:
         return [*texts, "There is no task that both were measured by."]
-    hows = {task.how for _, found in measured for task in found}
+    hows = {task.gained for _, found in measured for task in found}
     reasons = {UNPAIRED: "one of the reports does not say which items were right", OTHERS: "the two were asked others"}
     texts += [
         f'Where it says "{how}", only the counts are compared, since {why}: that sees less than item by item.'

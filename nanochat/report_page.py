@@ -179,7 +179,8 @@ def text_curves(title: str, curves: list[Curve]) -> list[str]:
     """A line for each curve of a picture; all have one scale, to the right and upwards."""
     values, longest = [smooth(curve.y) for curve in curves], max(curve.x[-1] for curve in curves)
     low, high = min(map(min, values)), max(map(max, values))
-    names = [" ".join((title if len(curves) == 1 else f"{title}, {curve.name}").split()) + ":" for curve in curves]
+    names = [title if len(curves) == 1 else ", ".join(filter(None, (title, curve.name))) for curve in curves]
+    names = [" ".join(name.split()) + ":" for name in names]
     lines = []
     for name, curve, y in zip(names, curves, values):
         width = max(1, round(40 * curve.x[-1] / longest)) if longest > 0 else 40

@@ -16,22 +16,33 @@ def print_blocks(title: str, blocks: list) -> None:
     console.print(Text(title, style="bold"))
     for block in blocks:
         match block:
-            case page.Heading(text):
-                console.print(Text(f"\n{text}", style="bold"))
+            case page.Heading(text, level):
+                console.print(Text(f"\n{text}", style="bold" if level == 2 else ""))
             case page.Text(text):
                 console.print(Text(text))
             case page.Table(header, rows, total):
-                console.print(_table(header, rows, total))
+                table, unlimited = _table(header, rows, total), console.options.update(width=1000)
+                for blanks in (2, 1, 0):  # in front of the one that parts columns
+                    table.padding = (0, blanks, 0, 0)
+                    if console.measure(table, options=unlimited).maximum <= console.width:
+                        break
+                console.print(table)
             case page.Curves(panels):
-                lines = [line for heading, curves in panels for line in page.text_curves(heading, curves)]
-                console.print(Text("\n".join(lines)), no_wrap=True, crop=False)
+                for heading, curves in panels:
+                    console.print(Text(heading))
+                    lines = [f"  {line}" for line in page.text_curves("", curves)]
+                    console.print(Text("\n".join(lines)), no_wrap=True, crop=False)
 
 
 def _table(header: list[str], rows: list[list[str]], total: bool) -> Table:
-    """What is small print on a page stands behind, in brackets."""
+    """What is small print on a page stands behind, in brackets. Lists and small print are wrapped where the terminal is
+    narrow, and headings that are longer than what is below; figures are not."""
     table = Table(box=box.SIMPLE, pad_edge=False)
     for i, name in enumerate(header):
-        table.add_column(Text(name), justify="right" if i else "left")
+        cells = [row[i] for row in rows]
+        whole = not any(", " in cell or "\n" in cell for cell in cells)
+        whole = whole and (i == 0 or max(map(len, cells)) >= len(name))
+        table.add_column(Text(name), justify="right" if i else "left", no_wrap=whole, overflow="fold")
     for number, row in enumerate(rows, start=1):
         cells = [cell.partition("\n") for cell in row]
         lines = [Text.assemble(first, (f" ({small})" if small else "", "dim")) for first, _, small in cells]

@@ -9,13 +9,13 @@ import sys
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from rich.console import Console
 from test_report import MACHINE, broken_sections, check_page, hostile_section, names
 
-from nanochat import report, report_page
+from nanochat import report, report_page, report_terminal
 from nanochat.configurator import parse
 from nanochat.report_compare import OTHERS, UNPAIRED, Run, compare_tasks, compose_comparison, mean_of
 from nanochat.report_section import Section
-from nanochat.report_terminal import print_blocks
 from nanochat.score import Score, correlation, difference, fingerprint, mean_difference
 
 BEFORE = [n % 5 > 0 for n in range(200)]  # 160 right
@@ -81,8 +81,8 @@ def test_figures_intervals_and_what_they_say(two, capsys):
     assert "checkpoint" not in text  # in another folder and of another step, but of the same stage and tag
     assert "\n validation, bits per byte 1.5000 1.2000 -0.3000 \n" in text
     d, low, high = difference((160, 200), (180, 200), correlation(BEFORE, NOW))
-    assert f" Topic (200 items) 80.0 90.0 +10.0 {100 * low:+.1f} to {100 * high:+.1f} 20, 0 better \n" in text
-    assert re.search(r" Spelling \(200 items\) 80.0 79.5 -0.5 -\S+ to \+\S+ 0, 1 open \n", text)
+    assert f" Topic 200 80.0 90.0 +10.0 {100 * low:+.1f} to {100 * high:+.1f} 20 0 better \n" in text
+    assert re.search(r" Spelling 200 80.0 79.5 -0.5 -\S+ to \+\S+ 0 1 open \n", text)
     assert "Pretraining 1:40 0:50 -50% \n" in text and "Pretraining, tokens 1,000 2,000 +100% \n" in text
     said = text.split("What can be said")[1].replace("\n", " ")
     assert "second needs 20.0% fewer bits for a byte than first." in said
@@ -109,17 +109,17 @@ def section(*scores):
 def test_how_two_are_compared():
     whole, part = score("Topic", BEFORE).summary(), score("Topic", NOW[:50]).summary()
     (task,) = compare_tasks(section(whole), section(part))  # one was asked the first 50 of the other's items
-    assert (task.items, task.how, task.before, task.now) == ("50 items", "5, 0", 0.8, 0.9)
+    assert (task.items, task.gained, task.lost, task.before, task.now) == ("50", "5", "0", 0.8, 0.9)
     other = score("Topic", NOW, asked="others").summary()
     (task,) = compare_tasks(section(whole), section(other))
-    assert task.how == OTHERS and (task.change, task.low, task.high) == difference((160, 200), (180, 200))
+    assert task.gained == OTHERS and (task.change, task.low, task.high) == difference((160, 200), (180, 200))
     older = {key: value for key, value in whole.items() if key not in ("verdicts", "asked")}
     for a, b in ((older, part), (part, older), (older, older)):
         (task,) = compare_tasks(section(a), section(b))
-        assert task.how == UNPAIRED
-    assert compare_tasks(section(older), section(part))[0].items == "200 and 50 items"
+        assert task.gained == UNPAIRED
+    assert compare_tasks(section(older), section(part))[0].items == "200, 50"
     for broken in ({"verdicts": whole["verdicts"][1:]}, {"asked": "x" * 200}, {"verdicts": 7}, {"asked": None}):
-        assert compare_tasks(section(whole | broken), section(whole))[0].how == UNPAIRED
+        assert compare_tasks(section(whole | broken), section(whole))[0].gained == UNPAIRED
     assert compare_tasks(section(score("Topic", BEFORE).summary()), section(score("Spelling", NOW).summary())) == []
     wrong = whole | {"correct": 300} | dict.fromkeys(("verdicts", "asked"))
     assert compare_tasks(section(wrong), section(whole)) == []
@@ -135,7 +135,7 @@ def test_many_tasks_are_counted_and_not_named(two, capsys):
         (folder / "report" / "base_eval.json").write_text(json.dumps(section))
     text = compared(two[0], capsys)
     assert f" CORE {cores[0]:.4f} {cores[1]:.4f} {cores[1] - cores[0]:+.4f} \n" in text
-    assert f" Mean of 22 tasks (0 is guessing) {100 * cores[0]:.1f} {100 * cores[1]:.1f} +1.0 " in text
+    assert f" Centred mean {100 * cores[0]:.1f} {100 * cores[1]:.1f} +1.0 " in text
     said = text.split("What can be said")[1].replace("\n", " ")
     assert "CORE: no task shows a difference. It is open: by so few items" in said
 
@@ -157,7 +157,7 @@ def test_what_is_missing_or_damaged_is_said(two, capsys):
     text = compared(two[0], capsys)
     assert "\n Learning from rewards – there \n" in text and "\n Pretraining – there \n" in text
     assert "Left out of first: " in text and "base_train.json" in text.replace("\n", "")
-    assert "bits per byte" not in text and "Topic (200 items)" in text
+    assert "bits per byte" not in text and " Topic 200 80.0" in text
     (two[1] / "report" / "chat_eval_sft.json").unlink()
     text = compared(two[0], capsys)
     assert "There is no task that both were measured by." in text and "better" not in text
@@ -176,7 +176,7 @@ def test_what_cannot_be_compared_is_said(two, capsys):
 def test_the_pages(two, capsys):
     write_run(1.2, NOW, BEFORE, rate=0.5, tokens=(2000, 10))
     markdown, page = (path.read_text(encoding="utf-8") for path in report.compare(two[0]))
-    assert markdown.startswith("# second against first\n") and "| Topic (200 items) | 80.0 | 90.0 |" in markdown
+    assert markdown.startswith("# second against first\n") and "| Topic | 200 | 80.0 | 90.0 |" in markdown
     words = " ".join(check_page(page).data)
     assert page.count("<figure>") == 2 and "tokens read" in words and "Pretraining: training loss" in words
     assert "first <b>3</b>" in page and "second <b>6</b>" in page
@@ -193,6 +193,17 @@ def test_curves_of_a_picture_share_their_scale():
     ]
     first, second = report_page.text_curves("loss", curves)
     assert first.count("█") == 40 and second.count("▁") == round(40 * 19 / 39) and first.index("█") == second.index("▁")
+
+
+def test_a_terminal_of_80_columns_is_wide_enough(two, capsys, monkeypatch):
+    monkeypatch.setattr(report_terminal, "score_console", lambda: Console(width=80))
+    for folder in two:
+        change(folder, "chat_eval_sft", lambda s: s["scores"][0].update(name="MentalArithmetic"))
+    report.compare(two[0])
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) == 80
+    row = next(line.split() for line in lines if "MentalArithmetic" in line)
+    assert row[:5] == ["MentalArithmetic", "200", "80.0", "90.0", "+10.0"] and row[6] == "to" and row[-1] == "better"
 
 
 def test_a_copy_of_the_report_can_be_compared_with_what_follows(two, tmp_path, capsys):
@@ -248,7 +259,7 @@ def test_no_two_reports_are_too_broken(capsys, before, now):
     blocks = sum(compose_comparison(as_run("<a>", before), as_run("b", now)), [])
     report_page.to_markdown("x", blocks).encode("utf-8")
     check_page(report_page.to_html("x", "y", [b for b in blocks if not isinstance(b, report_page.Curves)]))
-    print_blocks("x", blocks)
+    report_terminal.print_blocks("x", blocks)
     capsys.readouterr()
 
 
@@ -257,6 +268,6 @@ def test_nothing_in_a_report_is_alive(capsys):
     other = {name: {**value, "settings": {"a": "[red]b"}} for name, value in sections.items()}
     blocks = sum(compose_comparison(as_run("<script>", sections), as_run("b", other)), [])
     check_page(report_page.to_html("x", "y", blocks))
-    print_blocks("x", blocks)
+    report_terminal.print_blocks("x", blocks)
     text = capsys.readouterr().out
     assert "[red]b" in text and "\x1b" not in text
