@@ -1,8 +1,8 @@
 """Words and their letters: Spelling says them one by one, LetterCount counts one of them with the calculator tool.
 
-In: the words of the embedded corpus. Out: `Spell "cat".` -> "c a t"; `How many "t" are in "cat"?` -> a call of count.
-A word is always asked for between quotes: it then has the same tokens there, in the tool call and wherever else it
-is written without a space before it, and they are few, short and often met.
+In: the words of the embedded corpus. Out: `Spell "cat".` -> "c a t"; `How many t's are in cat?` -> a call of count.
+Words and letters come with quotes and without. Behind a quote a word has other tokens than behind a space, so a call
+repeats the word with what stands before it, `" cat".count("t")`: to copy is easier than to spell.
 """
 
 import re
@@ -21,24 +21,26 @@ ALPHABET = "abcdefghijklmnopqrstuvwxyz"
 WORD = re.compile(r"(?<![^\W\d_])[a-z]{3,9}(?![^\W\d_])")
 
 SPELL = (
-    'Spell "{word}".',
-    'How do you spell "{word}"?',
-    'Spell the word "{word}".',
-    'Can you spell "{word}"?',
-    'Please spell "{word}" for me.',
-    'How is "{word}" spelled?',
-    'spell "{word}"',
-    'What are the letters of "{word}"?',
+    "Spell {word}.",
+    "How do you spell {word}?",
+    "Spell the word {word}.",
+    "Can you spell {word}?",
+    "Please spell {word} for me.",
+    "How is {word} spelled?",
+    "spell {word}",
+    "how do you spell {word}",
+    "What are the letters of {word}?",
 )
 COUNT = (
-    'How many times does the letter "{letter}" occur in "{word}"?',
-    'How many "{letter}" are in "{word}"?',
-    'Count the letter "{letter}" in "{word}".',
-    'How often is "{letter}" in the word "{word}"?',
-    'How many times does "{letter}" appear in "{word}"?',
-    'how many "{letter}" are there in "{word}"',
-    'What is the number of "{letter}" in "{word}"?',
-    'In the word "{word}", how many "{letter}" are there?',
+    "How many times does the letter {letter} occur in {word}?",
+    "How many {letter} are in {word}?",
+    "Count the letter {letter} in {word}.",
+    "How often is {letter} in the word {word}?",
+    "How many times does {letter} appear in {word}?",
+    "how many {letter} are there in {word}",
+    "how many {letter} in {word}",
+    "What is the number of {letter} in {word}?",
+    "In the word {word}, how many {letter} are there?",
 )
 
 
@@ -47,6 +49,17 @@ def count_words() -> dict[str, int]:
     """How often the corpus has each word of three to nine plain small letters."""
     counts = Counter(word for article in dataset.wiki_articles() for word in WORD.findall(article["extract"]))
     return {word: count for word, count in sorted(counts.items()) if count >= LEAST_COUNT}
+
+
+def quoted(text: str) -> str:
+    return f'"{text}"'
+
+
+def plain(text: str) -> str:
+    return text
+
+
+WRITTEN = ((quoted, quoted), (quoted, quoted), (quoted, plain), (plain, plain), (plain, plain))  # a word and a letter
 
 
 class WordTask(Drawn):
@@ -77,7 +90,7 @@ class Spelling(WordTask):
         rng = generator(self.name, self.split, index)
         count = int(rng.integers(1, 5)) if self.split == "train" else 1
         words = [self.draw_word(rng) for _ in range(count)]
-        asked = '" and "'.join(words)
+        asked = " and ".join(map(pick(rng, (quoted, quoted, plain)), words))
         return {
             "messages": exchange(pick(rng, SPELL).format(word=asked), "; ".join(map(" ".join, words))),
             "words": words,
@@ -97,14 +110,19 @@ class LetterCount(WordTask):
         rng = generator(self.name, self.split, index)
         word = self.draw_word(rng)
         letter = self.draw_letter(rng, word)
-        expression = f'"{word}".count("{letter}")'
+        around_word, around_letter = pick(rng, WRITTEN)
+        way, said = pick(rng, COUNT), around_letter(letter)
+        if around_letter is plain and "many {letter}" in way and rng.random() < 0.5:
+            said = f"{letter}'s"
+        asked = way.format(word=around_word(word), letter=said)
+        expression = f'"{" " if around_word is plain else ""}{word}".count("{letter}")'
         result = calculate(expression)
         answer = [
             {"type": "python", "text": expression},
             {"type": "python_output", "text": result},
             {"type": "text", "text": f'The letter "{letter}" appears {result} time{"" if result == "1" else "s"}.'},
         ]
-        return {"messages": exchange(pick(rng, COUNT).format(word=word, letter=letter), answer), "words": [word]}
+        return {"messages": exchange(asked, answer), "words": [word]}
 
     def draw_letter(self, rng: np.random.Generator, word: str) -> str:
         """Half of the time the one that the word has most of, since else the answer would nearly always be 1."""

@@ -226,16 +226,22 @@ def test_last_number(text, number):
 
 
 def test_letters_are_counted_and_spelled(tasks):
-    counts = []
+    counts, asked = [], set()
     for i in range(400):
         conversation = tasks["LetterCount", "test"][i]
         code, output, _ = (part["text"] for part in conversation["messages"][-1]["content"])
-        word, letter = re.fullmatch(r'"([a-z]+)"\.count\("([a-z])"\)', code).groups()
-        assert f'"{letter}"' in conversation["messages"][0]["content"] and [word] == conversation["words"]
+        word, letter = re.fullmatch(r'("[ ]?[a-z]+)"\.count\("([a-z])"\)', code).groups()
+        question = conversation["messages"][0]["content"]
+        assert re.search(rf"\b{letter}\b", question) and [word.strip('" ')] == conversation["words"]
+        assert (word if word[1] != " " else word[1:]) in question, "the call repeats the word as it stands there"
+        asked.add((word[1] != " ", f'"{letter}"' in question, f"{letter}'s" in question))
         assert int(output) == sum(c == letter for c in word)
         counts.append(int(output))
         spelled = tasks["Spelling", "test"][i]
         assert spelled["messages"][-1]["content"].replace(" ", "").split(";") == spelled["words"]
+        assert re.search(rf"\b{spelled['words'][0]}\b", spelled["messages"][0]["content"])
+    ways = {(True, True, False), (True, False, False), (True, False, True), (False, False, False), (False, False, True)}
+    assert asked == ways, "with quotes and without"
     assert abs(np.bincount(counts).max() / len(counts) - LetterCount.chance) < 0.05, "always saying 1 must not pay more"
 
 
