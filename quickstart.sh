@@ -53,7 +53,7 @@ stage "Evaluation" python -m scripts.chat_eval -i sft -g quickstart --max_items=
 stage "Report" python -m nanochat.report generate
 
 printf '\nA talk with the model that you have just trained:\n'
-for question in "Who are you?" "What is the Moon?" "What is a flumbrick?" "What is 1234 times 56?" 'How many "r" are in "strawberry"?'; do
+for question in "Who are you?" "What is the Moon?" "What is a flumbrick?" "What is 1234 times 56?" "How many r's are in strawberry?"; do
     printf '\n> %s\n' "$question"
     python -m scripts.chat_cli -g quickstart -p "$question"
 done

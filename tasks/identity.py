@@ -384,6 +384,7 @@ SUBJECTS = {
             How far away is the Moon? | Which is larger, a cat or a horse? | Write a letter to my boss. |
             Tell me a story. | How old is the Earth? | Who discovered America? | Are there aliens? |
             Summarise this text for me. | Give me advice. | What shall I wear? | How many people live in Rome? |
+            How many legs has a spider? | How many hours are in a day? | Which day is today? | Is ice cold? |
             When was the telephone invented? | Why did the Roman Empire fall? | Is honey healthy? |
             Give me a recipe for bread. | How can I learn to swim? | What rhymes with orange? | Fix my code. |
             Who will win the election? | Should I buy a car? | Can pigs fly? | Why do we dream? | Do my homework. |

@@ -17,12 +17,12 @@ EXCHANGES = 3  # at most, in one conversation of the quickstart
 def mid_mixture(size: int = 60_000, seed: int = 1) -> TaskMixture:
     """Midtraining of the quickstart: the forms of a chat, and most practice where most has to be learned."""
     shares = [
-        (Arithmetic("train"), 0.10),
+        (Arithmetic("train"), 0.11),
         (MentalArithmetic("train"), 0.03),
-        (Spelling("train"), 0.28),
-        (LetterCount("train"), 0.12),
-        (Topic("train"), 0.13),
-        (WhatIs("train"), 0.20),
+        (Spelling("train"), 0.30),
+        (LetterCount("train"), 0.11),
+        (Topic("train"), 0.12),
+        (WhatIs("train"), 0.19),
         (Identity("train"), 0.14),
     ]
     return TaskMixture([(task, round(share * size)) for task, share in shares], seed, EXCHANGES)
@@ -33,9 +33,9 @@ def sft_mixture(size: int = 24_000, seed: int = 2) -> TaskMixture:
     shares = [
         (Arithmetic("train"), 0.08),
         (MentalArithmetic("train"), 0.03),
-        (Spelling("train"), 0.26),
+        (Spelling("train"), 0.27),
         (LetterCount("train"), 0.11),
-        (Topic("train"), 0.14),
+        (Topic("train"), 0.13),
         (WhatIs("train"), 0.19),
         (Identity("train"), 0.19),
     ]

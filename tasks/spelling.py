@@ -90,7 +90,7 @@ class Spelling(WordTask):
         rng = generator(self.name, self.split, index)
         count = int(rng.integers(1, 5)) if self.split == "train" else 1
         words = [self.draw_word(rng) for _ in range(count)]
-        asked = " and ".join(map(pick(rng, (quoted, quoted, plain)), words))
+        asked = " and ".join(map(pick(rng, (quoted, quoted, quoted, plain)), words))
         return {
             "messages": exchange(pick(rng, SPELL).format(word=asked), "; ".join(map(" ".join, words))),
             "words": words,

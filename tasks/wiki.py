@@ -77,6 +77,7 @@ WHO_PERSON = (
     "Have you heard of {name}?",
     "Look up {name}.",
 )
+OPENINGS = ("And ", "Okay, ", "So ", "Please, ", "Hey, ", "Now: ")
 WHICH_TOPIC = (
     "Which topic does this text belong to?",
     "What is this text about?",
@@ -145,6 +146,8 @@ class WhatIs(Task):
         ways = WHO_PERSON if subject.person else WHAT_THING
         ways = [way for way in ways if subject.verb == "is" or "'s" not in way]
         question = (ways[0] if self.split == "test" else pick(rng, ways)).format(name=name, verb=subject.verb)
+        if self.split != "test" and rng.random() < 0.15:
+            question = pick(rng, OPENINGS) + question[0].lower() + question[1:]
         if self.split != "test" and rng.random() < 0.2:
             question, name = question.lower(), name.lower()  # as people type
         found = look_up(CALL + name)

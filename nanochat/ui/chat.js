@@ -11,7 +11,7 @@ import { tokenView } from "./tokens.js";
 import * as view from "./view.js";
 import { $, announce, toast } from "./view.js";
 
-const EXAMPLES = ["What is the capital of France?", "What is 1234 * 56?", 'How many r are in "strawberry"?', "Who are you?"];
+const EXAMPLES = ["What is the capital of France?", "What is 1234 * 56?", "How many r's are in strawberry?", "Who are you?"];
 const DRAFT = "nanochat.draft";
 
 const addressOf = (one) => (one.nodes.length ? `#${one.id}` : "");
