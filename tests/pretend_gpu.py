@@ -102,6 +102,8 @@ def dispatch(func, args, kwargs):
     to_gpu = devices[0].type in (("cuda", "meta") if here else ("cuda",)) if devices else here
     if any(isinstance(x, TorchGenerator) and (x._cdata in [g._cdata for g in generators]) != to_gpu for x in leaves):
         raise RuntimeError(f"{func}: the generator is not on the device of the tensor")
+    if here and any(x.is_meta and not on_gpu(x) for x in tensors):
+        raise NotImplementedError(f"{func}: C++ has put numbers on the device that it believes in, where they are lost")
     if name == "aten::_pin_memory":
         assert not here, "only memory of the CPU can be pinned"
         pinned = args[0].clone()
@@ -173,6 +175,8 @@ class Functions(TorchFunctionMode):
             return args[0].held.tolist()
         if func is torch.Tensor.numpy:
             raise TypeError("can't convert cuda:0 device type tensor to numpy")
+        if func is torch.Tensor.__getitem__ and isinstance(args[1], list):  # as C++ would make of it, with its numbers
+            args = args[0], torch.tensor(args[1]).to(GPU)
         if func is torch.Tensor.__setitem__ and not torch.is_tensor(args[2]):
             args = (*args[:2], args[0].new_full((), args[2]))
         if func == torch.Tensor.data.__set__:

@@ -109,10 +109,12 @@ def test_answers_and_evaluations_are_those_of_the_cpu(tiny_model, tiny_tokenizer
     def everything(device):
         model, other = copy.deepcopy(tiny_model).to(device), copy.deepcopy(wide).to(device)
         engine, dist = Engine(model, tiny_tokenizer, max_batch=4), Dist(device=device)
-        answers = [(a.ids, a.finish_reason) for a in engine.generate(prompts, settings)]
+        answers = engine.generate(prompts, settings)
+        logprobs = [token.logprob for token in answers[0].logprobs]
+        answers = [(a.ids, a.finish_reason) for a in answers]
         held_out = lambda: Batches(Numbers(), 4, 4, dist, epochs=1)  # noqa: E731
         lengths = torch.ones(400, dtype=torch.int64, device=device)
-        losses = [evaluate_bpb(model, held_out(), lengths, dist), evaluate_loss(model, held_out(), dist)]
+        losses = [evaluate_bpb(model, held_out(), lengths, dist), evaluate_loss(model, held_out(), dist), *logprobs]
         core = [evaluate_task(other, Pairs(), task, make_rows(task.kind), 0.25, 8, dist).verdicts for task in tasks]
         return answers, core, losses
 
