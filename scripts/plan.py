@@ -41,7 +41,7 @@ DEEPEST = 5  # of so little text: after an hour depth 8 was worse than depth 4 a
 def sizes_for(flops: float, depth: int | None = None) -> tuple[int, int]:
     """(depth, tokens of a step) on a CPU. Unless it is given, the depth is that of the smallest model with which these
     FLOPs pay for no more than MOST_TEXT. In so little time small ones are better, but what reads the same text more
-    often learns it by heart: depth 2 is best for 2 minutes, 3 for 3 and for 4, 4 for 10 (dev/LOG.md)."""
+    often learns it by heart: depth 2 is best for 2 minutes, 3 for 3 and for 4, 4 for 10, 5 for 21 (dev/LOG.md)."""
     for layers in [depth] if depth else range(2, DEEPEST + 1):
         with torch.device("meta"):
             model = GPT(GPTConfig.from_depth(layers, VOCABULARY, CONTEXT))
