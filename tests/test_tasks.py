@@ -3,6 +3,7 @@
 import copy
 import itertools
 import json
+import math
 import re
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -14,7 +15,7 @@ from nanochat import dataset
 from nanochat.encyclopedia import NOTHING, look_up
 from nanochat.execution import calculate
 from tasks import mixtures
-from tasks.arithmetic import PHRASINGS, Arithmetic, last_number
+from tasks.arithmetic import FOUR, FURTHER, PHRASINGS, Arithmetic, last_number
 from tasks.common import Task, TaskMixture, exchange, generator, render_multiple_choice, split_of, visible_text
 from tasks.customjson import CustomJSON
 from tasks.identity import SUBJECTS, Identity
@@ -132,11 +133,22 @@ def test_no_pair_of_operands_of_the_test_is_trained_on(tasks):
     for kind in (Arithmetic, MentalArithmetic):
         pairs = [{frozenset(tasks[kind.name, s][i]["operands"]) for i in range(600)} for s in kind.splits]
         assert all(pairs) and not any(a & b for a, b in itertools.combinations(pairs, 2))
-    train = {frozenset(tasks["Arithmetic", "train"][i]["operands"]) for i in range(600)}
-    test = {frozenset(tasks["Arithmetic", "test"][i]["operands"]) for i in range(300)}
-    for pair in train:
-        assert not dataset.is_held_out(f"{min(pair)} {max(pair)}", 0.1)
-    assert all(10 <= number <= 9999 for pair in test for number in pair)
+
+
+@pytest.mark.parametrize("split", Arithmetic.splits)
+def test_operands_of_every_operation_are_held_out(tasks, split):
+    """Whatever the operation: 17 squared, 17 to the power of 2 and 2 + 17 are in the same split."""
+    task, met = tasks["Arithmetic", split], set()
+    for operation in (*FOUR, *FURTHER):
+        rng = generator(operation.answer, split)
+        for _ in range(50):
+            operands = task.draw_operands(rng, operation)
+            met.add((operation.answer, operands))
+            assert split_of(" ".join(map(str, sorted(operands)))) == split
+            assert split == "train" or operation in FURTHER or all(10 <= number <= 9999 for number in operands)
+    assert len(met) > {"train": 350, "validation": 250, "test": 300}[split]
+    asked = [task[i] for i in range(300)]
+    assert all(split_of(" ".join(map(str, sorted(item["operands"])))) == split for item in asked)
 
 
 def test_nothing_is_divided_by_zero(tasks):
@@ -193,28 +205,66 @@ def test_phrasings_of_the_test_differ_in_their_words():
 # Each task
 
 
-def test_sums_are_right_and_cover_what_they_promise(tasks):
-    task = tasks["Arithmetic", "test"]
-    works = {
-        "plus": lambda a, b: a + b,
-        "minus": lambda a, b: a - b,
-        "times": lambda a, b: a * b,
-        "divided by": lambda a, b: round(a / b, 4),
-    }
-    exact = met = 0
-    for i in range(600):
-        conversation = task[i]
-        question, answer = (m["content"] for m in conversation["messages"])
+SUMS = {  # what a call looks like, the words that ask for it, Python's own result, how the answer begins
+    r"(\d+)\+(\d+)": (r"\+|plus|sum|add", lambda a, b: a + b, "{0} + {1} ="),
+    r"(\d+)-(\d+)": (r"-|minus|subtract", lambda a, b: a - b, "{0} - {1} ="),
+    r"(\d+)\*(\d+)": (r"(?<!\*)\*(?!\*)|x|×|times|multipl|product", lambda a, b: a * b, "{0} * {1} ="),
+    r"round\((\d+)/(\d+), 4\)": (r"/|÷|divide|quotient", lambda a, b: round(a / b, 4), "{0} / {1} ="),
+    r"(\d+)\*\*(\d+)": (r"\^|\*\*|power|raised|square(?! root)|²", lambda a, b: a**b, "{0} "),
+    r"(\d+)\*(\d+)/100": (r"%|percent", lambda a, b: a * b / 100, "{0}% of {1} is"),
+    r"round\(sqrt\((\d+)\), 4\)": (
+        r"sqrt|√|square root",
+        lambda a: round(math.sqrt(a), 4),
+        "The square root of {0} is",
+    ),
+}
+
+
+@pytest.mark.parametrize("split", Arithmetic.splits)
+def test_sums_are_right(tasks, split):
+    """The call is what the question asks for, with its numbers in their order, and the answer names both."""
+    met = dict.fromkeys(SUMS, 0)
+    for conversation in sample(tasks["Arithmetic", split], 800):
+        question, answer = (message["content"] for message in conversation["messages"])
         code, output, text = (part["text"] for part in answer)
-        assert calculate(code) == output and last_number(text) == float(output)
-        a, b = conversation["operands"]
-        for word, work in works.items():
-            if f"{a} {word} {b}" in question:
-                assert float(output) == work(a, b)
-                met += 1
-        exact += "/" in code and "." not in output
-    assert met > 100 and exact > 40
-    assert len(PHRASINGS) == 10
+        (form,) = (form for form in SUMS if re.fullmatch(form, code))
+        _, work, beginning = SUMS[form]
+        operands = tuple(map(int, re.fullmatch(form, code).groups()))
+        assert operands == conversation["operands"]
+        asked = list(map(int, re.findall("[0-9]+", question)))
+        if "subtract" in question.lower():
+            asked.reverse()
+        assert operands == (*asked, *[2] * ("squared" in text))
+        for other, (their, _, _) in SUMS.items():
+            assert bool(re.search(their, question.lower())) == (other == form), question
+        met[form] += 1
+        if operands[-1] == 0:
+            continue
+        assert "**" not in code or int(output) < 10**7
+        assert float(output) == work(*operands) and calculate(code) == output, code
+        assert text.startswith(beginning.format(*operands)) and text.endswith(f" {output}.")
+        assert last_number(text) == float(output)
+    assert min(met.values()) > 20 and 0.17 < sum(list(met.values())[4:]) / 800 < 0.23
+
+
+def test_half_of_the_divisions_and_roots_come_out_even(tasks):
+    answers = [c["messages"][1]["content"] for c in sample(tasks["Arithmetic", "test"], 2000)]
+    for call in ("/", "sqrt"):
+        outputs = [output["text"] for code, output, _ in answers if re.match(rf"round.*{call}", code["text"])]
+        assert 0.4 < sum("." not in output for output in outputs) / len(outputs) < 0.65
+
+
+def test_sums_are_asked_for_in_every_phrasing(tasks):
+    """Whatever the operation, in each of its own words."""
+    blank = lambda text: re.sub(r"[0-9]+|{[ab]}", "7", text)  # noqa: E731
+    asked = {blank(c["messages"][0]["content"]) for c in sample(tasks["Arithmetic", "train"], 5000)}
+    for operation in (*FOUR, *FURTHER):
+        words = {"{spoken}": operation.spoken, "{written}": operation.written, "{command}": (operation.command,)}
+        for slot, ways in words.items():
+            phrasings = [phrasing for phrasing in PHRASINGS if slot in phrasing]
+            met = [(p, way) for p in phrasings for way in ways if blank(p.replace(slot, way)) in asked]
+            assert {p for p, _ in met} == {*phrasings} and {way for _, way in met} == {*ways}
+    assert {"What's 7+7?", "what is 7% of 7?", "sqrt(7)", "what's 7 plus 7"} <= asked
 
 
 @pytest.mark.parametrize(
