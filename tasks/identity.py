@@ -371,27 +371,21 @@ SUBJECTS = {
         """,
     ),
     "beyond": Subject(
-        keys=("not know|cannot",),
-        answers=(
-            "I do not know. I can look things up, calculate, spell words and count letters.",
-            "That I cannot do. I can look things up, calculate, spell words and count letters.",
-        ),
+        keys=("beyond",),
+        answers=("That is beyond me. I can look things up, calculate, spell words and count letters.",),
         train="""
             Why is grass green? | Tell me a joke. | Write a poem about the sea. | Who invented the wheel? |
-            How do I cook an egg? | What should I eat tonight? | Translate "good morning" into French. |
-            Is fire hot? | Write a Python program that sorts a list. | When did the war end? | Sing me a song. |
-            Why do birds sing? | How do planes fly? | Who won the game? | What is the best film? | Do fish sleep? |
-            How far away is the Moon? | Which is larger, a cat or a horse? | Write a letter to my boss. |
-            Tell me a story. | How old is the Earth? | Who discovered America? | Are there aliens? |
-            Summarise this text for me. | Give me advice. | What shall I wear? | How many people live in Rome? |
-            How many legs has a spider? | How many hours are in a day? | Which day is today? | Is ice cold? |
-            When was the telephone invented? | Why did the Roman Empire fall? | Is honey healthy? |
-            Give me a recipe for bread. | How can I learn to swim? | What rhymes with orange? | Fix my code. |
-            Who will win the election? | Should I buy a car? | Can pigs fly? | Why do we dream? | Do my homework. |
-            What happens when ice melts? | How do computers work? | What is the best way to learn English? |
-            Write an essay about trees. | Do you think it will rain? | Make a list of countries. | Draw a house. |
-            Is coffee good for me? | Who was the first to climb it? | How tall is the tower? | Play some music. |
-            Why are you here? | Which language is the oldest? | Recommend a book. | Explain why the leaves fall.
+            How do I cook an egg? | What should I eat tonight? | Translate "good morning" into French. | Is fire hot? |
+            Write a Python program that sorts a list. | When did the war end? | Sing me a song. | Why do birds sing? |
+            How do planes fly? | Who won the game? | What is the best film? | Do fish sleep? |
+            How far away is the Moon? | Tell me a story. | How old is the Earth? | Who discovered America? |
+            Are there aliens? | Summarise this text for me. | Give me advice. | What shall I wear? |
+            How many people live in Rome? | How many legs has a spider? | How many hours are in a day? |
+            Which day is today? | Is ice cold? | When was the telephone invented? | Why did the Roman Empire fall? |
+            Is honey healthy? | Give me a recipe for bread. | How can I learn to swim? | What rhymes with orange? |
+            Fix my code. | Should I buy a car? | Can pigs fly? | Why do we dream? | Do my homework. |
+            How do computers work? | Write an essay about trees. | Draw a house. | Play some music. |
+            Which language is the oldest? | Recommend a book.
         """,
         test="""
             Why is the sky blue? | Tell me something funny. | Write a poem about love. | Who invented the telephone? |
