@@ -24,7 +24,7 @@ python3 -c 'import torch, sys; sys.exit(not torch.cuda.is_available())' 2>/dev/n
     { echo "dev/gpu_check.sh: torch sees no CUDA GPU here. 'python -m dev.bench.speed' measures a CPU." >&2; exit 1; }
 for part in ${PARTS-tests 12 attention 8 24 4 20}; do # a process each: what one leaves in memory does not matter, nor if it fails
     case $part in
-    tests) limited tests 200 python3 -m pytest -q -rs --durations=10 --show-capture=no tests/test_gpu.py ;;
+    tests) limited tests 200 python3 -m pytest -q -rs --tb=short --durations=10 --show-capture=no tests/test_gpu.py ;;
     attention) limited attention 120 python3 -m dev.bench.attention ;;
     *) limited "depth $part" 240 python3 -m dev.bench.speed --depths "$part" "$@" ;;
     esac

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from pretend_gpu import GPU, gpu
 from serving import byte_tokenizer
 
 from nanochat import checkpoint_manager, dataset
@@ -192,6 +193,14 @@ def test_the_most_rows_that_fit_are_found():
         largest_that_fits(4, lambda rows: False, lambda: None)
     assert [device_rows(Config(), None, T, 64, Dist()) for T in (128, 256, 2048, 4096)] == [16, 8, 1, 1]
     assert device_rows(Config(device_batch_size=3), None, 128, 64, Dist()) == 3
+
+
+def test_rows_are_tried_on_top_of_the_gradients_of_the_micro_batch_before(tiny_model):
+    with gpu():
+        model, there = copy.deepcopy(tiny_model).to(GPU), []
+        model.register_forward_pre_hook(lambda *_: there.append(model.head.weight.grad is not None))
+        assert device_rows(Config(), model, 16, 6, Dist(device=GPU)) == 4
+    assert there == [False, True] and model.head.weight.grad is None
 
 
 def test_wandb_gets_the_numbers_and_is_missed_with_a_sentence(monkeypatch, tmp_path, base_dir):

@@ -125,7 +125,7 @@ def test_answers_and_evaluations_are_those_of_the_cpu(tiny_model, tiny_tokenizer
 
 
 def test_rewards_are_learned_from_on_a_gpu(tiny_model, tiny_tokenizer):
-    cfg = chat_rl.Config(examples_per_step=2, num_samples=3, max_tokens=8, device_batch_size=4)
+    cfg = chat_rl.Config(examples_per_step=4, num_samples=3, max_tokens=8, device_batch_size=12)
     with gpu():
         dist, model = Dist(device=GPU), copy.deepcopy(tiny_model).to("cuda")
         engine = Engine(model, tiny_tokenizer, max_batch=4)
@@ -133,7 +133,10 @@ def test_rewards_are_learned_from_on_a_gpu(tiny_model, tiny_tokenizer):
         rollouts.task.grade = lambda conversation, answer: len(answer.ids) % 2
         optimizers = build_optimizers(model, dist, 0.1)
         loss = train_step(model, optimizers, next(iter(rollouts)), next_token_loss, dist, 1.0, 0.0)
+        rows = []
+        model.register_forward_pre_hook(lambda _, inputs: rows.append(len(inputs[0])))
         assert np.isfinite(loss) and rollouts.compare(model, model)["KL to the start"] == pytest.approx(0, abs=1e-6)
+        assert max(rows) == 8  # each with all its logits
 
 
 def test_a_pretraining_run_with_everything_in_it(base_dir, tiny_tokenizer, monkeypatch, capsys):
