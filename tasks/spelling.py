@@ -78,7 +78,10 @@ class WordTask(Drawn):
 
 
 class Spelling(WordTask):
-    """`Spell "strawberry".` -> "s t r a w b e r r y"
+    """`Spell "strawberry".` -> "s t r a w b e r r y", which the model has to know.
+
+    Without quotes it asks the tool. Behind a space a common word is a single token, and the letters of one that was
+    never spelled cannot be known; behind a quote it is made of pieces that other words have, too.
 
     In training up to four words are asked for at once: the letters of every token have to be learned, and most tokens
     of such an answer are letters.
@@ -88,13 +91,14 @@ class Spelling(WordTask):
 
     def __getitem__(self, index: int) -> dict:
         rng = generator(self.name, self.split, index)
-        count = int(rng.integers(1, 5)) if self.split == "train" else 1
+        around = pick(rng, (quoted, quoted, quoted, plain))
+        count = int(rng.integers(1, 5)) if self.split == "train" and around is quoted else 1
         words = [self.draw_word(rng) for _ in range(count)]
-        asked = " and ".join(map(pick(rng, (quoted, quoted, quoted, plain)), words))
-        return {
-            "messages": exchange(pick(rng, SPELL).format(word=asked), "; ".join(map(" ".join, words))),
-            "words": words,
-        }
+        asked, answer = " and ".join(map(around, words)), "; ".join(map(" ".join, words))
+        if around is plain:
+            call = {"type": "python", "text": f'" ".join(" {words[0]}".strip())'}
+            answer = [call, {"type": "python_output", "text": answer}, {"type": "text", "text": answer}]
+        return {"messages": exchange(pick(rng, SPELL).format(word=asked), answer), "words": words}
 
     def grade(self, conversation: dict, completion: Completion) -> bool:
         return completion.text.split() == reference_text(conversation).split()

@@ -288,7 +288,10 @@ def test_letters_are_counted_and_spelled(tasks):
         assert int(output) == sum(c == letter for c in word)
         counts.append(int(output))
         spelled = tasks["Spelling", "test"][i]
-        assert spelled["messages"][-1]["content"].replace(" ", "").split(";") == spelled["words"]
+        answer, by_tool = spelled["messages"][-1]["content"], '"' not in spelled["messages"][0]["content"]
+        assert isinstance(answer, list) == by_tool
+        assert visible_text(answer).replace(" ", "").split(";") == spelled["words"]
+        assert not by_tool or calculate(answer[0]["text"]) == answer[1]["text"] == visible_text(answer)
         assert re.search(rf"\b{spelled['words'][0]}\b", spelled["messages"][0]["content"])
     ways = {(True, True, False), (True, False, False), (True, False, True), (False, False, False), (False, False, True)}
     assert asked == ways, "with quotes and without"
