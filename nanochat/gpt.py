@@ -15,7 +15,7 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-from nanochat import attention, fp8
+from nanochat import attention, fp8, products
 from nanochat.common import cannot_compile
 from nanochat.fused import softcap_cross_entropy_
 
@@ -145,7 +145,7 @@ class Linear(nn.Linear):
 
 
 def multiply(x: torch.Tensor, weight: torch.Tensor, in_8_bits: bool) -> torch.Tensor:
-    return fp8.linear(x, weight) if in_8_bits else F.linear(x, weight.to(x.dtype))
+    return fp8.linear(x, weight) if in_8_bits else products.linear(x, weight.to(x.dtype))
 
 
 class Embedding(nn.Embedding):
@@ -385,12 +385,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
         rows = _chunk_rows(x)
         for start in range(0, len(x), rows):
             chunk = slice(start, start + rows)
-            losses, dz = _chunk_losses(F.linear(x[chunk], w).float(), targets[chunk], scale[chunk])
+            losses, dz = _chunk_losses(products.product(x[chunk], w).float(), targets[chunk], scale[chunk])
             loss = loss + (losses * scale[chunk]).sum()  # in place it has no gradient, compiled by torch 2.11
             if need:
                 dz = dz.to(x.dtype)
-                torch.mm(dz, w, out=dx[chunk])
-                dw.addmm_(dz.T, x[chunk]) if dw.dtype == x.dtype else dw.add_(dz.T @ x[chunk])
+                dx[chunk] = products.product(dz, w.t())
+                dw += products.product(dz.t(), x[chunk].t())
         ctx.save_for_backward(dx, dw)
         return loss
 

@@ -25,6 +25,7 @@ from nanochat import dataset
 from nanochat.common import MetricsLog, base_dir, describe_machine, training_dtype
 from nanochat.configurator import launch
 from nanochat.gpt import GPT, GPTConfig
+from nanochat.products import product
 
 HERE = Path(__file__).resolve().parents[2]
 PEER = [
@@ -81,7 +82,7 @@ def products(dtype: torch.dtype) -> float:
     seconds = []
     for _ in range(20):
         start = time.perf_counter()
-        torch.nn.functional.linear(x, w)
+        product(x, w)
         seconds.append(time.perf_counter() - start)
     return 2 * len(x) * w.numel() / min(seconds)
 
@@ -120,7 +121,7 @@ def speed_line(name: str, speeds: list[float], first_step: float, dtype: torch.d
 def ours(flags: list[str]) -> tuple[float, list[float], list[tuple[float, float]]]:
     """(seconds to the first step, tokens/s of each step, (seconds, bits per byte) of each evaluation)."""
     command = [sys.executable, "-m", "scripts.base_train", *OURS, *flags, "--model_tag=bench"]
-    lines = watch(command, {}, HERE, r"(tok/s)|val_bpb ([\d.]+)")
+    lines = watch(command, {}, HERE, r"(tok/s)|([\d.]+) bits per byte")
     first = next(at for at, match in lines if match[1])
     rows = [row for row in MetricsLog.read(base_dir() / "logs" / "base-bench.jsonl") if "tokens" in row]
     speeds = [(b["tokens"] - a["tokens"]) / (b["seconds"] - a["seconds"]) for a, b in zip(rows, rows[1:])]
