@@ -132,7 +132,9 @@ def sized(cfg: Config, model: GPT, in_a_pass: float, before: dict, dist: Dist) -
     batch_tokens = whole_rows(batch_tokens, cfg.max_seq_len, dist) * cfg.max_seq_len
     num_iterations = cfg.num_iterations or (None if cfg.minutes else max(1, round(tokens / batch_tokens)))
     passes = (num_iterations * batch_tokens if num_iterations else tokens) / in_a_pass
-    decay = before.get("table_decay", decay_for(passes)) if cfg.table_decay is None else cfg.table_decay
+    weights = sum(parameter.numel() for parameter in model.parameters())
+    chosen = before.get("table_decay", decay_for(passes, weights / in_a_pass))
+    decay = chosen if cfg.table_decay is None else cfg.table_decay
     return replace(cfg, total_batch_size=batch_tokens, table_decay=decay), num_iterations, passes
 
 

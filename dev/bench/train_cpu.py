@@ -147,7 +147,7 @@ def main(cfg: Config) -> None:
             first, speeds, _ = ours([*SPEED, f"--num_iterations={cfg.steps}", f"--dtype={name}"])
             speed_line(f"ours, {name}", speeds[cfg.steps // 4 :], first, dtype)
         for _ in range(cfg.runs if goal else 0):
-            flags = [f"--depth={cfg.depth}", f"--minutes={cfg.minutes}", "--total_batch_size=2048", "--save_every=0"]
+            flags = [f"--depth={cfg.depth}", f"--minutes={cfg.minutes}", "--save_every=0"]
             first, speeds, evaluations = ours([*flags, "--device_batch_size=8", "--eval_tokens=16384"])
             at, bpb = evaluations[-1]
             ratio = f", {theirs / at:.1f} times as fast as the peer" if theirs and bpb <= goal else ""
