@@ -23,17 +23,18 @@ from nanochat.gpus import peak_flops, price_an_hour
 from nanochat.lora import merged
 from nanochat.muon import Muon
 from nanochat.optim import families
-from nanochat.products import product
+from nanochat.products import prefers_onednn, product
 from nanochat.tokenizer import Tokenizer
 from nanochat.trainer import State, next_token_loss, train_step
 
 MATMUL = {"cpu": 1024, "mps": 2048, "cuda": 8192}  # side of the matrices that the device is timed with
-# Of a device's own matrix products, what training reaches, by channels: in bf16 2 cores of Zen 4 in runs of minutes
-# with their evaluations, in fp32 of Zen 5 (products.py) without. Also for GPUs that are not in the table of gpus.py.
+# Of a device's own matrix products, what training reaches, by channels: 2 cores of Zen 4, in bf16 in runs of minutes
+# with their evaluations, in fp32 without. Also for GPUs that are not in the table of gpus.py.
 SHARE_ON_CPU = {
-    torch.float32: ((128, 0.31), (256, 0.39)),
+    torch.float32: ((128, 0.50), (256, 0.56)),
     torch.bfloat16: ((128, 0.25), (192, 0.33), (256, 0.40)),
 }
+SHARE_BY_ONEDNN = ((128, 0.31), (256, 0.39))  # where products.py doubles those in fp32: Zen 5
 # Of the published FLOP/s, by channels: from the tokens a second that Karpathy's nanochat reaches in bf16 on H100 at
 # depths 8, 12, 18 and 24, times our FLOPs a token. His MFU is higher: he counts what the causal mask leaves out, too.
 SHARE_BY_WIDTH = ((512, 0.35), (768, 0.39), (1152, 0.44), (1536, 0.47))
@@ -73,7 +74,8 @@ def reach(model: GPT, device: torch.device) -> tuple[float, float]:
     peak, width = matmul_flops(device, model.compute_dtype), model.config.n_embd
     if published := peak_flops(device):
         return peak, usual_share(width) * published / peak
-    return peak, usual_share(width, SHARE_ON_CPU[model.compute_dtype])
+    doubled = device.type == "cpu" and model.compute_dtype == torch.float32 and prefers_onednn()
+    return peak, usual_share(width, SHARE_BY_ONEDNN if doubled else SHARE_ON_CPU[model.compute_dtype])
 
 
 def flops_in(minutes: float, model: GPT, dist: Dist) -> float:
