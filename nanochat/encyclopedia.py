@@ -27,7 +27,7 @@ DANGLING = re.compile(
     r"(?: (?:of|by|in|for) \w+ing|,| (?:of|in|to|by|and|or|the|an?|ways?)|\b(?:who|which|that),? \w+ \w+)$"
 )
 VERB = re.compile(r" (?:is|are|was|were|refers?|gives?|means?|includes?|consists?|describes?|had|has|have) ")
-UGLY = re.compile(r"[()\[\]{}]| [,;.]|, ,|\b(\w+) \1\b")  # brackets that may not close, gaps where a formula was
+UGLY = re.compile(r"[()\[\]{}]| [,;.]|\b(\w+) \1\b")  # brackets that may not close, gaps where a formula was
 
 
 def look_up(call: str) -> str | None:
@@ -70,12 +70,13 @@ def titles() -> dict[str, dict]:
 
 def by_rank() -> list[dict]:
     """The thousand most vital articles first, which the corpus has no topic for; among equals the longer one."""
-    return sorted(titles().values(), key=lambda a: (a["topic"] != "Uncategorized", -len(a["extract"])))
+    articles = {article["title"]: article for article in titles().values()}  # many have two keys there
+    return sorted(articles.values(), key=lambda a: (a["topic"] != "Uncategorized", -len(a["extract"])))
 
 
 @functools.cache
 def surnames() -> dict[str, dict]:
-    """ "einstein" -> the first article on a person of this name."""
+    """ "einstein" -> the first article on a person of this name, or of the most vital ones whose title ends so."""
     found = [article for article in by_rank() if article["topic"] in ("People", "Uncategorized")]
     return {key_of(article["title"]).split()[-1]: article for article in reversed(found)}
 

@@ -47,8 +47,8 @@ class _Linear(torch.autograd.Function):
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """x (..., C) @ weight (V, C).T -> (..., V), both of one type. In training only: torch's product of a row does not
-    depend on how many rows there are, which answers need (kvcache.py)."""
+    """x (..., C) @ weight (V, C).T -> (..., V), both of one type. By oneDNN in training only: that an answer has the
+    same bits alone and in company is tried and tested with torch's products (kvcache.py)."""
     if torch.is_grad_enabled() and by_onednn(x):
         return _Linear.apply(x, weight)
     return F.linear(x, weight)

@@ -144,12 +144,15 @@ class WhatIs(Task):
         subject = self.subjects[index % len(self.subjects)]
         name = subject.name if rng.random() < 0.9 else self.invent(rng, subject.name)
         ways = WHO_PERSON if subject.person else WHAT_THING
-        ways = [way for way in ways if subject.verb == "is" or "'s" not in way]
-        question = (ways[0] if self.split == "test" else pick(rng, ways)).format(name=name, verb=subject.verb)
-        if self.split != "test" and rng.random() < 0.15:
-            question = pick(rng, OPENINGS) + question[0].lower() + question[1:]
-        if self.split != "test" and rng.random() < 0.2:
-            question, name = question.lower(), name.lower()  # as people type
+        if self.split == "test":
+            question = ways[0].format(name=name, verb=subject.verb)
+        else:
+            ways = [way for way in ways if subject.verb == "is" or "'s" not in way]
+            question = pick(rng, ways).format(name=name, verb=subject.verb)
+            if rng.random() < 0.15:
+                question = pick(rng, OPENINGS) + question[0].lower() + question[1:]
+            if rng.random() < 0.2:
+                question, name = question.lower(), name.lower()  # as people type
         found = look_up(CALL + name)
         answer = [
             {"type": "python", "text": CALL + name},
@@ -159,7 +162,7 @@ class WhatIs(Task):
         return {"messages": exchange(question, answer), "title": subject.title}
 
     def invent(self, rng: np.random.Generator, name: str) -> str:
-        """A name like it that nobody has: "a lighthouse" and "Ada Lovelace" make "a lighlace"."""
+        """A name like it that nobody has: "a lighthouse" and "Ada Lovelace" make "a lightlace"."""
         while True:
             other = pick(rng, self.subjects).name.split()[-1]
             made = name[: len(name) - len(name.split()[-1]) // 2] + other[-(len(other) // 2) :].lower()

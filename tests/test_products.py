@@ -45,7 +45,7 @@ def test_the_gradients_are_those_of_torch(n_in, n_out):
 
 
 def test_answers_are_computed_by_torch():
-    """There a row must not depend on how many rows there are; nor does another type of number go to oneDNN here."""
+    """With which their bits are tested alone and in company; nor does another type of number go to oneDNN here."""
     x, weight = normal(9, 32), normal(16, 32, seed=1)
     with torch.no_grad():
         assert torch.equal(products.linear(x, weight), F.linear(x, weight))

